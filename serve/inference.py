@@ -1,0 +1,333 @@
+"""The four handlers of the endpoint, and the HTTP contract round them.
+
+SageMaker's servers speak to a model through four functions, in this order:
+
+    model = model_fn("/opt/ml/model")                   # once
+    batch = input_fn(body, "image/jpeg")                # bytes in
+    prediction = predict_fn(batch, model)
+    body, content_type = output_fn(prediction, "application/json")
+
+`handle` runs the last three for one HTTP request. Both servers (server.py, app.py) call it and add nothing,
+so every rule of the contract stands here once. Needs numpy, Pillow and ONNX Runtime; no torch, no fastai.
+"""
+
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import time
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from fetch import FailedError, RefusedError, fetch
+from pixels import NotAPictureError, TooLargeError, open_picture, to_pixels
+
+MAX_BODY = 25 * 10**6  # bytes; what SageMaker's real-time endpoints accept
+MAX_PICTURES = 32
+FETCH_SECONDS = 15  # for all the addresses of one request together
+PICTURE_TYPES = ("application/x-image", "application/octet-stream")
+ACCEPTS = ("application/json", "application/jsonlines", "application/x-npy")
+
+log = logging.getLogger("inference")
+fetchers = ThreadPoolExecutor(MAX_PICTURES, thread_name_prefix="fetch")
+
+
+class RequestError(Exception):
+    """A request that cannot be answered: HTTP status, a code for programs, one sentence for people."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.answer = {"error": code, "message": message[:900]}  # SageMaker cuts error answers at 2,048 bytes
+
+
+@dataclass(frozen=True)
+class Model:
+    """What serving needs of a package: the ONNX session, and the rest from model.json."""
+
+    session: onnxruntime.InferenceSession
+    labels: list[str]
+    steps: list[dict]
+    threshold: float | None  # None: one label a picture; a number: every label above it
+
+
+@dataclass
+class Batch:
+    """The pictures of one request, opened but not yet decoded; an error stands in the place of a bad one."""
+
+    pictures: list[Image.Image | RequestError]
+    several: bool = False
+    top_k: int = 5
+    bad: int = 400  # the HTTP status that a broken picture has: 422 inside JSON
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Probabilities as float32 (pictures, labels), NaN where `errors` has the reason instead."""
+
+    probabilities: np.ndarray
+    errors: list[RequestError | None]
+    model: Model
+    batch: Batch
+
+
+class Answer(NamedTuple):
+    """One HTTP answer."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+# --- the four handlers
+
+
+def model_fn(model_dir: str | Path) -> Model:
+    """Load the package in `model_dir` and make one warm-up prediction.
+
+    Raises ValueError if model.onnx is not the file that model.json describes: now, not at the first request.
+    """
+    model_dir = Path(model_dir)
+    spec = json.loads((model_dir / "model.json").read_text())
+    graph = (model_dir / "model.onnx").read_bytes()
+    if hashlib.sha256(graph).hexdigest() != spec["sha256"]:
+        raise ValueError(
+            f"{model_dir / 'model.onnx'} is not the file that model.json describes: package it again"
+        )
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    model = Model(session, spec["labels"], spec["input"]["steps"], spec["threshold"])
+    predict_fn(Batch([Image.new("RGB", (640, 480))]), model)
+    return model
+
+
+def input_fn(body: bytes, content_type: str = "", attributes: str = "") -> Batch:
+    """The pictures in a request's body; `attributes` is SageMaker's custom attributes header ("top_k=3").
+
+    Raises RequestError when nothing in the body can be answered.
+    """
+    if len(body) > MAX_BODY:
+        raise RequestError(
+            413, "too_large", f"the body is over {MAX_BODY // 10**6} MB: send a smaller picture"
+        )
+    top_k = read_attributes(attributes)
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return read_json(body, top_k)
+    if kind == "application/x-npy":
+        return read_npy(body, top_k)
+    if not kind or kind in PICTURE_TYPES or kind.startswith("image/"):
+        return Batch([read_picture(body, bad=400)], top_k=top_k)
+    known = ", ".join(("image/*", *PICTURE_TYPES, "application/json", "application/x-npy"))
+    raise RequestError(415, "unsupported_type", f"Content-Type {kind[:100]!r} is not one of: {known}")
+
+
+def predict_fn(batch: Batch, model: Model) -> Prediction:
+    """Decode, resize and classify. A broken picture raises RequestError; in a list, it becomes one."""
+    arrays: list[np.ndarray] = []
+    errors: list[RequestError | None] = []
+    for picture in batch.pictures:  # one after the other: 32 photographs decoded at once would fill gigabytes
+        try:
+            if isinstance(picture, RequestError):
+                raise picture
+            arrays.append(to_pixels(picture, model.steps))
+            errors.append(None)
+        except (NotAPictureError, RequestError) as error:
+            error = error if isinstance(error, RequestError) else not_a_picture(error, batch.bad)
+            if not batch.several:
+                raise error from None
+            errors.append(error)
+    probabilities = np.full((len(errors), len(model.labels)), np.nan, np.float32)
+    if arrays:
+        good = [error is None for error in errors]
+        inputs = {model.session.get_inputs()[0].name: np.stack(arrays)}
+        probabilities[good] = model.session.run(None, inputs)[0]
+    return Prediction(probabilities, errors, model, batch)
+
+
+def output_fn(prediction: Prediction, accept: str = "") -> tuple[bytes, str]:
+    """The answer's body and content type, as `accept` wishes. Raises RequestError 406."""
+    content_type = choose_accept(accept)
+    if content_type == "application/x-npy":
+        out = io.BytesIO()
+        np.save(out, prediction.probabilities, allow_pickle=False)
+        return out.getvalue(), content_type
+    answers = [
+        error.answer if error else describe(row, prediction.model, prediction.batch.top_k)
+        for row, error in zip(prediction.probabilities, prediction.errors, strict=True)
+    ]
+    if content_type == "application/jsonlines":
+        return "".join(json.dumps(answer) + "\n" for answer in answers).encode(), content_type
+    whole = {"predictions": answers} if prediction.batch.several else answers[0]
+    return json.dumps(whole).encode(), content_type
+
+
+# --- one HTTP request
+
+
+def handle(model: Model | None, body: bytes, headers: dict[str, str]) -> Answer:
+    """Answer one request under the whole contract; never raises. Header names are in lower case."""
+    try:
+        if model is None:
+            raise RequestError(503, "not_loaded", "the model is still loading: try again in a few seconds")
+        accept = choose_accept(headers.get("accept", ""))  # before the work, not after it
+        attributes = headers.get("x-amzn-sagemaker-custom-attributes", "")
+        batch = input_fn(body, headers.get("content-type", ""), attributes)
+        body, content_type = output_fn(predict_fn(batch, model), accept)
+        return Answer(200, content_type, body)
+    except RequestError as error:
+        return refuse(error)
+    except Exception:
+        ticket = uuid.uuid4().hex[:12]
+        log.exception("request %s failed", ticket)
+        text = f"the server failed on this request; its log says why under {ticket}"
+        return refuse(RequestError(500, "internal", text))
+
+
+def refuse(error: RequestError) -> Answer:
+    """An error as an HTTP answer."""
+    return Answer(error.status, "application/json", json.dumps(error.answer).encode())
+
+
+# --- what a request says
+
+
+def read_picture(data: bytes, bad: int) -> Image.Image:
+    """Open one picture; `bad` is the HTTP status if it is none."""
+    try:
+        return open_picture(data)
+    except TooLargeError as error:
+        raise RequestError(413, "too_large", str(error)) from None
+    except NotAPictureError as error:
+        raise not_a_picture(error, bad) from None
+
+
+def not_a_picture(error: NotAPictureError, status: int) -> RequestError:
+    """pixels.py's finding as the contract's error."""
+    return RequestError(status, "not_a_picture", str(error))
+
+
+def read_json(body: bytes, top_k: int) -> Batch:
+    """`{"url": ...}`, `{"image": "<base64>"}` or `{"instances": [...]}`, with an optional `top_k`."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        raise RequestError(400, "bad_json", "the body is not valid JSON") from None
+    if not isinstance(request, dict):
+        raise RequestError(
+            422, "no_picture", 'send {"url": ...}, {"image": "<base64>"} or {"instances": [...]}'
+        )
+    several = "instances" in request
+    instances = request["instances"] if several else [request]
+    if not isinstance(instances, list) or not 1 <= len(instances) <= MAX_PICTURES:
+        raise RequestError(422, "no_picture", f'"instances" must be a list of 1 to {MAX_PICTURES} pictures')
+    top_k = check_top_k(request.get("top_k", top_k))
+    deadline = time.monotonic() + FETCH_SECONDS
+    fetches = [start_fetch(instance, deadline) for instance in instances]  # all of them at once
+    pictures = [open_instance(*pair, deadline) for pair in zip(instances, fetches, strict=True)]
+    return Batch(pictures, several, top_k, bad=422)
+
+
+def start_fetch(instance: object, deadline: float) -> Future | None:
+    """Begin to fetch the instance's address, if an address is what it has."""
+    if isinstance(instance, dict) and isinstance(instance.get("url"), str) and "image" not in instance:
+        return fetchers.submit(fetch, instance["url"], deadline)
+    return None
+
+
+def open_instance(instance: object, fetching: Future | None, deadline: float) -> Image.Image | RequestError:
+    """One picture of a JSON request, or the reason why there is none."""
+    try:
+        if fetching:
+            return read_picture(fetching.result(max(0, deadline - time.monotonic())), bad=422)
+        if isinstance(instance, dict) and isinstance(instance.get("image"), str) and "url" not in instance:
+            return read_picture(base64.b64decode(instance["image"]), bad=422)
+        return RequestError(422, "no_picture", 'a picture is {"url": "https://..."} or {"image": "<base64>"}')
+    except RequestError as error:
+        return error
+    except RefusedError as error:
+        return RequestError(422, "address_refused", str(error))
+    except FailedError as error:
+        return RequestError(422, "address_failed", str(error))
+    except TimeoutError:
+        return RequestError(422, "address_failed", f"the address did not answer within {FETCH_SECONDS} s")
+    except ValueError:
+        return RequestError(422, "no_picture", '"image" is not base64')
+
+
+def read_npy(body: bytes, top_k: int) -> Batch:
+    """A uint8 array (height, width, 3) or (pictures, height, width, 3) in NumPy's format."""
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
+        shape, fortran, dtype = read_header(stream)
+        if dtype != np.uint8 or fortran or len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
+            raise ValueError(f"{dtype} {shape}")
+        # Not np.load, which reserves whatever memory the header claims, and can unpickle.
+        array = np.frombuffer(body, np.uint8, offset=stream.tell()).reshape(shape)
+    except (ValueError, AttributeError):
+        text = (
+            "the body is not a .npy file of a uint8 array (height, width, 3) or (pictures, height, width, 3)"
+        )
+        raise RequestError(400, "not_a_picture", text) from None
+    several = array.ndim == 4
+    if several and len(array) > MAX_PICTURES:
+        raise RequestError(422, "no_picture", f"one array may hold {MAX_PICTURES} pictures, not {len(array)}")
+    return Batch([Image.fromarray(picture) for picture in (array if several else [array])], several, top_k)
+
+
+def read_attributes(attributes: str) -> int:
+    """`top_k` out of SageMaker's custom attributes, "top_k=3" among whatever else is there."""
+    for attribute in attributes.split(","):
+        name, _, value = attribute.partition("=")
+        if name.strip() == "top_k":
+            with contextlib.suppress(ValueError):
+                value = int(value)
+            return check_top_k(value)
+    return Batch.top_k
+
+
+def check_top_k(value: object) -> int:
+    """`value` if it is a whole number from 1; else RequestError 422."""
+    if type(value) is not int or value < 1:
+        raise RequestError(422, "bad_top_k", f"top_k must be a whole number from 1, not {str(value)[:50]!r}")
+    return value
+
+
+# --- what an answer says
+
+
+def choose_accept(accept: str) -> str:
+    """The first of our content types that an Accept header wishes, by its q values; else RequestError 406."""
+    wishes = []
+    for part in (accept or "*/*").lower().split(","):
+        kind, *parameters = (text.strip() for text in part.split(";"))
+        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        wishes.append((quality, kind))
+    for quality, kind in sorted(
+        wishes, reverse=True, key=lambda wish: wish[0]
+    ):  # "0" to "1.000": text sorts them
+        if quality.strip("0.") and kind in ACCEPTS:
+            return kind
+        if quality.strip("0.") and kind in ("*/*", "application/*"):
+            return ACCEPTS[0]
+    raise RequestError(406, "not_acceptable", f"Accept {accept[:100]!r} is not one of: {', '.join(ACCEPTS)}")
+
+
+def describe(row: np.ndarray, model: Model, top_k: int) -> dict:
+    """One picture's probabilities (labels,) in words, best first."""
+    best = np.argsort(-row, kind="stable")
+    ranked = [{"class": model.labels[i], "confidence": round(float(row[i]), 6)} for i in best[:top_k]]
+    answer = {**ranked[0], "predictions": ranked}
+    if model.threshold is not None:
+        answer["classes"] = [model.labels[i] for i in best if row[i] > model.threshold]
+    return answer

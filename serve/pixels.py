@@ -1,0 +1,78 @@
+"""From a picture's bytes to the pixels that the model was validated on, with Pillow and numpy alone.
+
+The steps are fastai's item transforms at validation, as package/export.py wrote them into model.json. They
+are followed to the pixel (fastai 2.8, vision/augment.py: `Resize`, `CropPad`, `_do_crop_pad`).
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 50 * 10**6
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS: Pillow starts Ghostscript for it
+PAD_MODES = {"zeros": "constant", "border": "edge", "reflection": "reflect"}  # fastai's names to numpy's
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit only warns; open_picture refuses, and earlier
+
+
+class NotAPictureError(ValueError):
+    """Bytes that no reader understands, or that break off."""
+
+
+class TooLargeError(ValueError):
+    """More than MAX_PIXELS."""
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Read a picture's header; its pixels stay encoded until `to_pixels`.
+
+    Raises NotAPictureError or TooLargeError.
+    """
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:  # Pillow's readers raise many kinds, SyntaxError and struct.error among them
+        text = "this is not a picture that can be read; send JPEG, PNG, WebP, GIF, BMP or TIFF"
+        raise NotAPictureError(text) from error
+    if picture.width * picture.height > MAX_PIXELS:
+        size = f"{picture.width} x {picture.height}"
+        raise TooLargeError(f"the picture has {size} pixels; the limit is {MAX_PIXELS // 10**6} megapixels")
+    return picture
+
+
+def to_pixels(picture: Image.Image, steps: list[dict]) -> np.ndarray:
+    """Decode, turn upright by EXIF and apply `steps`: uint8 (height, width, 3). Raises NotAPictureError."""
+    try:
+        picture.load()
+        picture = ImageOps.exif_transpose(picture).convert("RGB")
+    except Exception as error:
+        raise NotAPictureError("the picture is broken or truncated") from error
+    for step in steps:
+        picture = apply_step(picture, step)
+    return np.asarray(picture)
+
+
+def apply_step(picture: Image.Image, step: dict) -> Image.Image:
+    """One item transform: `{"op": "resize" | "crop_pad", "size": [height, width], ...}`."""
+    w, h = picture.size
+    height, width = step["size"]
+    if step["op"] == "crop_pad":
+        return crop_pad(picture, ((w - width) // 2, (h - height) // 2), (width, height), step["pad"])
+    if step["method"] != "squish":
+        fit = max if step["method"] == "pad" else min
+        scale = fit(w / width, h / height)
+        box = int(scale * width), int(scale * height)
+        corner = int((w - box[0]) / 2), int((h - box[1]) / 2)  # towards zero, unlike the // of crop_pad above
+        picture = crop_pad(picture, corner, box, step["pad"])
+    return picture.resize((width, height), Image.Resampling[step["resample"]])
+
+
+def crop_pad(picture: Image.Image, corner: tuple[int, int], box: tuple[int, int], pad: str) -> Image.Image:
+    """The part of the picture from `corner`, `box` in size, padded where it lies outside."""
+    (x, y), (bw, bh), (w, h) = corner, box, picture.size
+    picture = picture.crop((max(x, 0), max(y, 0), min(x + bw, w), min(y + bh, h)))
+    left, top, right, bottom = max(-x, 0), max(-y, 0), max(x + bw - w, 0), max(y + bh - h, 0)
+    if not any((left, top, right, bottom)):
+        return picture
+    widths = ((top, bottom), (left, right), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(picture), widths, PAD_MODES[pad]))

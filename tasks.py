@@ -1,0 +1,131 @@
+"""The project's verbs: each task gathers words and says one command, echoed, so that you learn what ran.
+
+    invoke train package                    # config/pets.yaml
+    invoke -f config/local.yaml train       # another project
+    invoke train --arch resnet34 --bs 16    # any key of a section, for one run
+
+A section of the configuration is a script's flags. What no section sets are the places where scripts meet:
+build/<project>/, given here.
+"""
+
+import inspect
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from pathlib import Path
+
+import yaml
+from invoke import Collection, Context, Exit, task
+
+ROOT = Path(__file__).resolve().parent
+DEFAULTS = yaml.safe_load((ROOT / "config" / "pets.yaml").read_text())
+
+
+def flags(section: str) -> Callable:
+    """Let a task take every key of a configuration section as an option, for one run."""
+
+    def decorate(body: Callable) -> Callable:
+        @wraps(body)
+        def run(c: Context, *args: object, **options: str | None) -> None:
+            given = {key: options.pop(key) for key in DEFAULTS[section]}
+            body(
+                c,
+                settings(c, section) | {key: value for key, value in given.items() if value},
+                *args,
+                **options,
+            )
+
+        own = [p for p in inspect.signature(body).parameters.values() if p.name not in ("c", "flags")]
+        keys = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in DEFAULTS[section]
+        ]
+        context = inspect.Parameter("c", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        run.__signature__ = inspect.Signature([context, *own, *keys])
+        return run
+
+    return decorate
+
+
+def settings(c: Context, section: str) -> dict:
+    """One section of the configuration; a file or a section that Invoke would pass over stops here."""
+    file = getattr(c.config, "_runtime_path", None)
+    if file and not Path(file).is_file():
+        raise Exit(f"error: there is no {file}: name a file in config/ with -f", 2)
+    unknown = set(c.config) - set(DEFAULTS) - {"run", "runners", "sudo", "tasks", "timeouts"}
+    if unknown:
+        raise Exit(f"error: no section is called {', '.join(unknown)}: there are {', '.join(DEFAULTS)}", 2)
+    return dict(c.config[section])
+
+
+def build(c: Context, stage: str = "") -> str:
+    """A stage's folder in build/<project>/."""
+    return os.path.join("build", c.config["project"], stage)
+
+
+def words(script: str, *arguments: str, **options: object) -> list[str]:
+    """One script's command line."""
+    python = os.path.relpath(sys.executable, ROOT) if ROOT in Path(sys.executable).parents else sys.executable
+    pairs = [
+        (f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None
+    ]
+    return [python, script, *(word for pair in pairs for word in pair), *arguments]
+
+
+def say(c: Context, command: list[str]) -> None:
+    """Echo a command, run it from the project's folder, and end with its exit code if that is not 0."""
+    with nullcontext() if Path.cwd() == ROOT else c.cd(str(ROOT)):
+        result = c.run(shlex.join(command), echo=True, warn=True, pty=sys.stdout.isatty())
+    if not result.ok:
+        raise Exit(code=result.exited)
+
+
+@task(auto_shortflags=False)
+@flags("train")
+def train(c: Context, flags: dict) -> None:
+    """Fit the model on the project's pictures (flags: train/train.py --help)."""
+    say(c, words("train/train.py", **flags, out=build(c, "train")))
+
+
+@task
+def package(c: Context) -> None:
+    """Export the trained model as ONNX, prove it equal, and pack it as model.tar.gz."""
+    model = build(c, "model")
+    say(c, words("package/export.py", train=build(c, "train"), out=model))
+    say(c, words("package/archive.py", model=model, out=build(c, "model.tar.gz")))
+
+
+@task(auto_shortflags=False)
+@flags("local")
+def local(c: Context, flags: dict) -> None:
+    """Serve the packaged model on this machine until Ctrl-C (flags: deploy/local.py --help)."""
+    say(c, words("deploy/local.py", model=build(c, "model"), **flags))
+
+
+@task(auto_shortflags=False)
+@flags("local")
+def test_local(c: Context, flags: dict) -> None:
+    """Serve the packaged model, ask it training's validation pictures, and say whether it passed."""
+    ask = words("client/cli.py", endpoint=c.config["project"], expect=build(c, "train/validation.json"))
+    say(c, words("deploy/local.py", *ask, model=build(c, "model"), **flags | {"port": 0}))
+
+
+@task(
+    auto_shortflags=False,
+    positional=["pictures"],
+    help={"pictures": "a file, folder, quoted glob or address"},
+)
+@flags("predict")
+def predict(c: Context, flags: dict, pictures: str) -> None:
+    """Ask an endpoint about pictures; more of them after -- (flags: client/cli.py --help)."""
+    if flags.get("endpoint"):
+        flags["url"] = None
+    asked = [pictures, *(sys.argv[sys.argv.index("--") + 1 :] if c.remainder else [])]
+    asked = [os.path.relpath(name, ROOT) if Path(name).exists() else name for name in asked]
+    say(c, words("client/cli.py", *asked, **flags))
+
+
+ns = Collection(train, package, local, test_local, predict)
+ns.configure(DEFAULTS)

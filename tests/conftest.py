@@ -1,0 +1,94 @@
+"""What the tests share: one small project, really trained and packaged once, and endpoints that serve it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LABELS = r"^(.+)_\d+\.\w+$"
+
+
+@dataclass
+class Endpoint:
+    """A running deploy/local.py: where it is, and the build/<project> folder that it serves."""
+
+    url: str
+    project: Path
+    process: subprocess.Popen
+
+
+def run(script: str, *words: object, code: int = 0, **options: object) -> subprocess.CompletedProcess:
+    """Run one of the project's scripts from its root, and insist on its exit code."""
+    command = [sys.executable, script, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+    assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@contextmanager
+def serving(project: Path, stack: str) -> Iterator[Endpoint]:
+    """deploy/local.py on a free port, until the block ends; then Ctrl-C."""
+    command = [
+        sys.executable,
+        "deploy/local.py",
+        "--model",
+        project / "model",
+        "--port",
+        "0",
+        "--stack",
+        stack,
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        ready = process.stdout.readline()
+        address = re.search(r"http://\S+", ready)
+        assert address, f"{ready}{process.stdout.read()}"
+        yield Endpoint(address[0], project, process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build/<project> folder: generated pictures, a small network, trained, exported and packed."""
+    folder = tmp_path_factory.mktemp("build") / "tiny"
+    options = {"data": "sample", "labels": LABELS, "arch": "resnet18", "size": 48, "frozen": 0, "unfrozen": 3}
+    options |= {"weights": "none", "workers": 0, "seed": 0, "out": folder / "train"}
+    run("train/train.py", *(word for key, value in options.items() for word in (f"--{key}", value)))
+    run("package/export.py", "--train", folder / "train", "--out", folder / "model")
+    run("package/archive.py", "--model", folder / "model", "--out", folder / "model.tar.gz")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def endpoint(project: Path) -> Iterator[Endpoint]:
+    """The project behind the plain server."""
+    with serving(project, "plain") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def ray_endpoint(project: Path) -> Iterator[Endpoint]:
+    """The project behind Ray Serve."""
+    with serving(project, "ray") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def pets() -> list[Path]:
+    """120 real photographs, if this machine has them."""
+    folder = Path(os.environ.get("PETS", ROOT.parent / "shared" / "pets" / "images"))
+    if not folder.is_dir():
+        pytest.skip("the real photographs are not on this machine")
+    return sorted(folder.iterdir())
