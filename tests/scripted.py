@@ -1,0 +1,82 @@
+"""A real HTTP server that answers by a script: what the tests of the client talk to."""
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+ANSWER = {
+    "class": "cat",
+    "confidence": 0.9,
+    "predictions": [{"class": "cat", "confidence": 0.9}, {"class": "dog", "confidence": 0.1}],
+}
+
+
+def reply(status=200, body=ANSWER, wait=0, cut=False, **headers):
+    """One step of a script: after `wait` seconds send this, or cut the connection instead."""
+    if isinstance(body, dict):
+        body = json.dumps(body)
+    return SimpleNamespace(status=status, body=body.encode(), wait=wait, cut=cut, headers=headers)
+
+
+def model_error(status, body):
+    """How SageMaker passes on what a container refuses: 424, typed in a header, the original inside."""
+    original = body if isinstance(body, str) else json.dumps(body)
+    said = (
+        f'Received client error ({status}) from primary with message "{original}". See https://... for more.'
+    )
+    arn = "arn:aws:logs:eu-west-1:123456789012:log-group:/aws/sagemaker/Endpoints/pets"
+    wrapped = {
+        "Message": said,
+        "OriginalMessage": original,
+        "OriginalStatusCode": status,
+        "LogStreamArn": arn,
+    }
+    return reply(424, wrapped, **{"x-amzn-errortype": "ModelError"})
+
+
+def aws_error(status, code, message):
+    """How AWS itself refuses."""
+    return reply(status, {"message": message}, **{"x-amzn-errortype": f"{code}:http://internal.amazon.com/"})
+
+
+@contextmanager
+def scripted(*steps, answer=None):
+    """Serve `steps` in turn, then the last one for ever; or `answer(body)`. Yields url and requests."""
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            requests.append(
+                SimpleNamespace(path=self.path, headers=self.headers, body=body, at=time.monotonic())
+            )
+            step = answer(body) if answer else steps[min(len(requests), len(steps)) - 1]
+            time.sleep(step.wait)
+            if step.cut:
+                self.close_connection = True
+                return
+            self.send_response(step.status)
+            for name, value in {"Content-Type": "application/json", **step.headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(step.body)))
+            self.end_headers()
+            self.wfile.write(step.body)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *args: None  # a client that gave up waiting
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", requests=requests)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,467 @@
+"""client/predictor.py: what it sends, what it makes of answers and refusals, and when it tries again."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from scripted import ANSWER, aws_error, model_error, reply, scripted
+
+import predictor
+from predictor import SERVERLESS_LIMIT, ImagePredictor, PredictionError
+
+NOT_A_PICTURE = {"error": "not_a_picture", "message": "these bytes are no picture that can be read"}
+NOT_LOADED = {"error": "not_loaded", "message": "the model is still loading; try again in a few seconds"}
+
+
+def encoded(kind, size=(40, 30), **options):
+    """A small picture's bytes."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize(size).convert("RGB").save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(predictor, "WAITS", (0.01, 0.02, 0.03))
+
+
+@pytest.fixture
+def aws(monkeypatch, tmp_path):
+    """Credentials of nobody, a Region, and nothing of this machine's own AWS set-up."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "example")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    return monkeypatch
+
+
+def on_sagemaker(aws, url, **options):
+    aws.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", url)
+    return ImagePredictor("pets", **options)
+
+
+def failure(call, *args, **kwargs):
+    with pytest.raises(PredictionError) as caught:
+        call(*args, **kwargs)
+    return caught.value
+
+
+# What is sent
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (encoded("JPEG"), "image/jpeg"),
+        (encoded("PNG"), "image/png"),
+        (encoded("WEBP"), "image/webp"),
+        (encoded("GIF"), "image/gif"),
+        (encoded("BMP"), "image/bmp"),
+        (encoded("TIFF"), "image/tiff"),
+        (b"something else", "application/octet-stream"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bytes_are_sent_as_they_are_with_the_type_they_show(body, content_type):
+    with scripted(reply()) as server:
+        assert ImagePredictor(url=server.url).predict(body, top_k=3) == ANSWER
+    (request,) = server.requests
+    assert (request.path, request.body) == ("/invocations", body)
+    assert request.headers["Content-Type"] == content_type
+    assert request.headers["Accept"] == "application/json"
+    assert request.headers["X-Amzn-SageMaker-Custom-Attributes"] == "top_k=3"
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_is_read_and_its_wrong_suffix_does_not_matter(tmp_path, kind):
+    path = tmp_path / "really_a_png.jpg"
+    path.write_bytes(encoded("PNG"))
+    assert predictor.pack(kind(path)) == (encoded("PNG"), "image/png")
+
+
+def test_an_address_is_sent_for_the_endpoint_to_fetch():
+    address = "HTTPS://example.org/cat.jpg?size=large"
+    body, content_type = predictor.pack(address)
+    assert (json.loads(body), content_type) == ({"url": address}, "application/json")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "I;16", "CMYK", "YCbCr", "F"])
+def test_an_image_is_sent_without_loss(mode):
+    image = Image.linear_gradient("L").resize((40, 30)).convert("I" if mode == "I;16" else mode).convert(mode)
+    body, content_type = predictor.pack(image)
+    sent = Image.open(io.BytesIO(body))
+    assert (content_type, sent.format) == ("image/png", "PNG")
+    assert np.array_equal(np.asarray(sent.convert("RGB")), np.asarray(image.convert("RGB")))
+
+
+def test_an_image_is_sent_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(io.BytesIO(encoded("JPEG", exif=exif)))
+    body, _ = predictor.pack(image)
+    assert Image.open(io.BytesIO(body)).size == (30, 40)
+
+
+def test_an_array_is_sent_as_npy():
+    array = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)[:, ::-1]
+    body, content_type = predictor.pack(array)
+    assert content_type == "application/x-npy"
+    assert np.array_equal(np.load(io.BytesIO(body), allow_pickle=False), array)
+
+
+@pytest.mark.parametrize(
+    ("picture", "code", "words"),
+    [
+        ("no/such/cat.jpg", "unreadable", "cannot read no/such/cat.jpg: No such file"),
+        (Path(__file__).parent, "unreadable", "Is a directory"),
+        ("a\0b", "unreadable", "null"),
+        (b"", "not_a_picture", "empty"),
+        (None, "not_a_picture", "not NoneType"),
+        (np.zeros((4, 5, 3)), "not_a_picture", "not float64 of shape (4, 5, 3)"),
+        (np.zeros((4, 5), np.uint8), "not_a_picture", "not uint8 of shape (4, 5)"),
+        (np.zeros((3, 4, 5), np.uint8), "not_a_picture", "shape (3, 4, 5)"),
+        (np.zeros((0, 5, 3), np.uint8), "not_a_picture", "shape (0, 5, 3)"),
+        (np.array([None]), "not_a_picture", "not object"),
+    ],
+)
+def test_what_is_no_picture_is_refused_before_anything_is_sent(picture, code, words):
+    with scripted(reply()) as server:
+        error = failure(ImagePredictor(url=server.url).predict, picture)
+    assert (error.code, error.status, server.requests) == (code, None, [])
+    assert words in str(error)
+
+
+# Too large
+
+
+@pytest.mark.parametrize("kind", ["bytes", "image", "array"])
+def test_a_picture_over_the_limit_is_scaled_down(kind):
+    noise = np.random.default_rng(1).integers(0, 256, (300, 600, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    picture = {"bytes": file.getvalue(), "image": Image.fromarray(noise), "array": noise}[kind]
+    with scripted(reply()) as server:
+        ImagePredictor(url=server.url, limit=100_000).predict(picture)
+    (request,) = server.requests
+    assert request.headers["Content-Type"] == "image/jpeg"
+    assert len(request.body) <= 100_000
+    width, height = Image.open(io.BytesIO(request.body)).size
+    assert (width, height) == (256, 128)
+
+
+def test_scaled_down_pictures_are_upright_and_look_the_same():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = encoded("JPEG", (2250, 1500), exif=exif, quality=100)
+    small, _ = predictor.scale_down(body, "image/jpeg", len(body) - 1)
+    small, large = (Image.open(io.BytesIO(b)) for b in (small, body))
+    assert small.size == (1365, 2048)
+    large = ImageOps.exif_transpose(large).resize(small.size)
+    assert np.abs(np.asarray(small, float) - np.asarray(large, float)).mean() < 2
+
+
+@pytest.mark.parametrize(
+    "body", [b"x" * 1000, encoded("JPEG", (400, 400))[:1000], b"\x93NUMPY" + b"x" * 1000]
+)
+def test_too_large_and_not_readable_here_is_a_sentence(body):
+    error = failure(ImagePredictor(url="http://127.0.0.1:1", limit=900).predict, body)
+    assert error.code == "too_large"
+    assert "over the limit of 900, and cannot be scaled down" in str(error)
+
+
+def test_too_large_is_refused_where_scaling_is_not_wanted():
+    only = ImagePredictor(url="http://127.0.0.1:1", limit=SERVERLESS_LIMIT, shrink=False)
+    error = failure(only.predict, b"x" * 4_000_001)
+    assert (error.code, str(error)) == ("too_large", "4,000,001 bytes are over the limit of 4,000,000")
+
+
+# A plain server
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/invocations"])
+def test_the_address_may_end_in_several_ways(suffix):
+    with scripted(reply()) as server:
+        ImagePredictor(url=server.url + suffix).predict(b"x")
+    assert server.requests[0].path == "/invocations"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (400, "not_a_picture", "these bytes are no picture that can be read"),
+        (413, "too_large", "the body is over 25 MB; send a smaller picture"),
+        (415, "unsupported_type", "Content-Type 'text/plain' is not one of: image/jpeg, ..."),
+        (422, "address_refused", "the address is not a public one"),
+        (500, "internal", "the server failed; its log tells more under id 1a2b3c"),
+    ],
+)
+def test_a_refusal_is_an_exception_with_the_servers_sentence_and_is_not_asked_again(status, code, message):
+    with scripted(reply(status, {"error": code, "message": message})) as server:
+        error = failure(ImagePredictor(url=server.url).predict, b"x")
+    assert (error.code, error.status, str(error)) == (code, status, message)
+    assert len(server.requests) == 1
+
+
+def test_a_loading_server_is_asked_again_after_the_time_it_names():
+    with scripted(reply(503, NOT_LOADED, Retry_After="1"), reply()) as server:
+        assert ImagePredictor(url=server.url).predict(b"x") == ANSWER
+    first, second = server.requests
+    assert second.at - first.at >= 1
+
+
+def test_a_server_that_never_loads_is_given_up(quick):
+    with scripted(reply(503, NOT_LOADED)) as server:
+        error = failure(ImagePredictor(url=server.url).predict, b"x")
+    assert (error.code, error.status, str(error)) == ("not_loaded", 503, NOT_LOADED["message"])
+    assert len(server.requests) == 5
+
+
+def test_a_cut_connection_is_tried_once_more():
+    with scripted(reply(cut=True), reply()) as server:
+        assert ImagePredictor(url=server.url).predict(b"x") == ANSWER
+    with scripted(reply(cut=True)) as server:
+        error = failure(ImagePredictor(url=server.url).predict, b"x")
+    assert (error.code, error.status, len(server.requests)) == ("unreachable", None, 2)
+
+
+def test_a_slow_server_is_a_timeout():
+    with scripted(reply(wait=0.6)) as server:
+        error = failure(ImagePredictor(url=server.url, timeout=0.2).predict, b"x")
+    assert (error.code, str(error)) == ("timeout", f"{server.url}/invocations did not answer within 0.2 s")
+
+
+def test_nobody_there_is_a_sentence(quick):
+    error = failure(ImagePredictor(url="http://127.0.0.1:1").predict, b"x")
+    assert (error.code, error.status) == ("unreachable", None)
+    assert str(error) == (
+        "http://127.0.0.1:1/invocations cannot be reached (Connection refused); does the server run there?"
+    )
+
+
+def test_what_the_application_was_busy_with_is_not_taken_for_the_reason(quick):
+    try:
+        raise RuntimeError("something else")
+    except RuntimeError:
+        error = failure(ImagePredictor(url="http://127.0.0.1:1").predict, b"x")
+    assert "(Connection refused)" in str(error)
+
+
+def test_a_proxy_does_not_stand_before_this_machine(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with scripted(reply()) as server:
+        assert ImagePredictor(url=server.url).predict(b"x") == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (
+            reply(200, "<html>\n<h1>It works</h1>"),
+            "is it the right endpoint? It said: <html> <h1>It works</h1>",
+        ),
+        (reply(200, "[1]"), "It said: [1]"),
+        (reply(200, {"predictions": []}), "no prediction"),
+        (reply(404, "<h1>Not Found</h1>"), "status 404: <h1>Not Found</h1>"),
+        (reply(404, {"detail": "Not Found"}), 'status 404: {"detail": "Not Found"}'),
+        (reply(500, ""), "status 500: nothing more"),
+        (reply(301, "", Location="https://example.org/"), "status 301"),
+    ],
+)
+def test_whoever_does_not_speak_the_contract_is_quoted(step, words):
+    with scripted(step) as server:
+        error = failure(ImagePredictor(url=server.url).predict, b"x")
+    assert error.code == "unexpected"
+    assert words in str(error)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"endpoint": "pets", "url": "http://127.0.0.1:1"}, {"endpoint": ""}])
+def test_exactly_one_endpoint_must_be_named(options):
+    with pytest.raises(ValueError, match="either endpoint"):
+        ImagePredictor(**options)
+
+
+def test_an_address_without_a_scheme_is_a_sentence():
+    with pytest.raises(ValueError, match="starts with http"):
+        ImagePredictor(url="localhost:8080")
+
+
+# SageMaker
+
+
+def test_sagemaker_is_asked_by_name(aws):
+    with scripted(reply()) as server:
+        assert on_sagemaker(aws, server.url).predict(encoded("JPEG"), top_k=2) == ANSWER
+    (request,) = server.requests
+    assert (request.path, request.body) == ("/endpoints/pets/invocations", encoded("JPEG"))
+    assert request.headers["Content-Type"] == "image/jpeg"
+    assert request.headers["Accept"] == "application/json"
+    assert request.headers["X-Amzn-SageMaker-Custom-Attributes"] == "top_k=2"
+
+
+def test_the_application_may_bring_its_own_client(aws):
+    import boto3
+
+    with scripted(reply()) as server:
+        runtime = boto3.client("sagemaker-runtime", endpoint_url=server.url, region_name="us-east-1")
+        assert ImagePredictor("pets", runtime=runtime).predict(b"x") == ANSWER
+    assert "us-east-1" in server.requests[0].headers["Authorization"]
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_model_error_is_the_servers_refusal_again(aws, status):
+    with scripted(model_error(status, NOT_A_PICTURE)) as server:
+        error = failure(on_sagemaker(aws, server.url).predict, b"x")
+    assert (error.code, error.status) == ("not_a_picture", status)
+    assert str(error) == NOT_A_PICTURE["message"]
+    assert len(server.requests) == 1
+
+
+def test_a_model_error_that_is_not_ours_is_quoted(aws):
+    with scripted(model_error(504, "upstream timed out")) as server:
+        error = failure(on_sagemaker(aws, server.url).predict, b"x")
+    assert (error.code, error.status) == ("unexpected", 504)
+    assert str(error) == "the server answered with status 504: upstream timed out"
+
+
+def test_a_model_that_is_loading_is_asked_again(aws, quick):
+    not_ready = aws_error(429, "ModelNotReadyException", "The model is not ready for inference.")
+    with scripted(model_error(503, NOT_LOADED), not_ready, reply()) as server:
+        assert on_sagemaker(aws, server.url).predict(b"x") == ANSWER
+    with scripted(not_ready) as server:
+        error = failure(on_sagemaker(aws, server.url).predict, b"x")
+    assert (error.code, error.status, len(server.requests)) == ("not_loaded", 429, 4)
+
+
+def test_throttling_is_waited_out(aws):
+    with scripted(aws_error(400, "ThrottlingException", "Rate exceeded"), reply()) as server:
+        assert on_sagemaker(aws, server.url).predict(b"x") == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said", "advice"),
+    [
+        (400, "ValidationError", "Endpoint pets of account 123456789012 not found.", "list-endpoints"),
+        (403, "AccessDeniedException", "User: x is not authorized to perform: y", "sagemaker:InvokeEndpoint"),
+        (
+            403,
+            "ExpiredTokenException",
+            "The security token included in the request is expired",
+            "aws sso login",
+        ),
+        (403, "UnrecognizedClientException", "The security token is invalid.", "aws configure"),
+        (418, "Teapot", "Short and stout", ""),
+    ],
+)
+def test_what_aws_refuses_comes_with_advice_and_is_not_asked_again(aws, status, code, said, advice):
+    with scripted(aws_error(status, code, said)) as server:
+        error = failure(on_sagemaker(aws, server.url).predict, b"x")
+    assert (error.code, error.status, len(server.requests)) == ("aws", status, 1)
+    assert str(error).startswith(said.rstrip("."))
+    assert advice in str(error)
+
+
+def test_missing_credentials_are_a_sentence(aws):
+    aws.delenv("AWS_ACCESS_KEY_ID")
+    aws.delenv("AWS_SECRET_ACCESS_KEY")
+    error = failure(on_sagemaker(aws, "http://127.0.0.1:1").predict, b"x")
+    assert error.code == "aws"
+    assert str(error).startswith("Unable to locate credentials; check `aws sts get-caller-identity`")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"), [("REGION", "", "set AWS_DEFAULT_REGION"), ("PROFILE", "x", "list")]
+)
+def test_an_aws_set_up_that_lacks_something_is_a_sentence(aws, name, value, advice):
+    aws.delenv("AWS_DEFAULT_REGION")
+    aws.setenv(f"AWS_{name}", value)
+    error = failure(ImagePredictor, "pets")
+    assert error.code == "aws"
+    assert advice in str(error)
+
+
+def test_aws_out_of_reach_or_slow_is_a_sentence(aws):
+    error = failure(on_sagemaker(aws, "http://127.0.0.1:1").predict, b"x")
+    assert (error.code, error.status) == ("unreachable", None)
+    with scripted(reply(wait=0.6)) as server:
+        error = failure(on_sagemaker(aws, server.url, timeout=0.2).predict, b"x")
+    assert (error.code, error.status) == ("timeout", None)
+
+
+# Many
+
+
+def by_body(body):
+    """Later pictures answer sooner; b"bad" is none."""
+    if body == b"bad":
+        return reply(400, NOT_A_PICTURE)
+    return reply(body={**ANSWER, "class": body.decode()}, wait=0.2 / int(body))
+
+
+def test_many_keep_their_order_and_their_own_errors():
+    pictures = [b"1", b"2", "no/such/file", b"bad", b"5", b"6"]
+    with scripted(answer=by_body) as server:
+        answers = list(ImagePredictor(url=server.url).predict_many(pictures, concurrency=6))
+    assert [a["class"] if isinstance(a, dict) else a.code for a in answers] == [
+        "1", "2", "unreadable", "not_a_picture", "5", "6",
+    ]  # fmt: skip
+
+
+def test_many_read_a_generator_only_a_little_ahead():
+    taken = []
+    endless = (taken.append(n) or b"9" for n in range(10**9))
+    with scripted(reply()) as server:
+        answers = ImagePredictor(url=server.url).predict_many(endless, concurrency=3)
+        assert taken == []
+        assert [next(answers) for _ in range(5)] == [ANSWER] * 5
+        answers.close()
+    assert len(taken) <= 5 + 2 * 3
+
+
+# As an application has it
+
+
+def test_the_file_works_alone_without_boto3_pillow_and_numpy(tmp_path):
+    shutil.copy(predictor.__file__, tmp_path)
+    script = tmp_path / "app.py"
+    script.write_text(
+        "import sys\n"
+        "for name in ('boto3', 'botocore', 'PIL', 'numpy', 'rich'):\n"
+        "    sys.modules[name] = None\n"
+        "from predictor import ImagePredictor\n"
+        "print(ImagePredictor(url=sys.argv[1]).predict(b'x')['class'])\n"
+    )
+    with scripted(reply()) as server:
+        done = subprocess.run(
+            [sys.executable, script, server.url], cwd=tmp_path, capture_output=True, text=True
+        )
+    assert (done.stdout, done.stderr) == ("cat\n", "")
+
+
+def test_a_picture_gets_the_same_class_however_it_is_given(endpoint):
+    entry = json.loads((endpoint.project / "train/validation.json").read_text())[0]
+    path = endpoint.project / "train" / entry["file"]
+    image = Image.open(path)
+    array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    pictures = [path, str(path), path.read_bytes(), image, array]
+    answers = list(ImagePredictor(url=endpoint.url).predict_many(pictures, top_k=2))
+    assert {answer["class"] for answer in answers} == set(entry["predicted"])
+    assert all(len(answer["predictions"]) == 2 for answer in answers)
+    assert all(answer["confidence"] == pytest.approx(entry["confidence"], abs=1e-3) for answer in answers)
+
+
+def test_boto3_and_requests_get_the_same_answers_and_refusals(endpoint, aws):
+    pictures = sorted((endpoint.project / "train/pictures").iterdir())[:3]
+    plain, sagemaker = ImagePredictor(url=endpoint.url), on_sagemaker(aws, endpoint.url)
+    assert list(plain.predict_many(pictures)) == list(sagemaker.predict_many(pictures))
+    errors = [failure(p.predict, b"no picture") for p in (plain, sagemaker)]
+    assert {(e.code, e.status, str(e)) for e in errors} == {("not_a_picture", 400, str(errors[0]))}
