@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stack", choices=PATHS, default="plain", help="plain: server.py, ray: Ray Serve")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="serve only while this runs")
     args = parser.parse_args(argv)
+    if args.command[:1] == ["--"]:
+        del args.command[0]
     signal.signal(signal.SIGTERM, interrupt)
     try:
         with open_socket(args.port) as listener:
@@ -70,10 +72,18 @@ def serve(model: Path, stack: str, listener: socket.socket, command: list[str]) 
         wait_until_it_answers(process, backend + PATHS[stack][1], log)
         print(f"{model} answers at {url} ({stack}, ready in {time.monotonic() - start:.1f} s)", flush=True)
         if command:
-            return subprocess.call(command, env=aws_environment(url))
+            return run(command, aws_environment(url))
         print(f"ask it: python client/cli.py PICTURE... --url {url}\nlog: {log}; Ctrl-C ends it", flush=True)
         process.wait()
     raise LocalError(f"the server ended by itself:\n{tail(log)}", 3)
+
+
+def run(command: list[str], environment: dict[str, str]) -> int:
+    """The command's exit code."""
+    try:
+        return subprocess.call(command, env=environment)
+    except OSError as error:
+        raise LocalError(f"{command[0]} cannot be run: {error.strerror}", 2) from None
 
 
 def aws_environment(url: str) -> dict[str, str]:

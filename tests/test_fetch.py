@@ -1,0 +1,285 @@
+"""Addresses: what the guard lets through, what it refuses, and that a slow or huge answer ends in time.
+
+A name's addresses come from a resolver of the test's own, and connections to one public address are carried
+to a server on loopback; the guard itself runs as it is, down to the address that it connects to.
+"""
+
+import http.server
+import io
+import json
+import os
+import socket
+import threading
+import time
+
+import pytest
+import requests
+import uvicorn
+from PIL import Image
+
+import fetch
+import server
+
+PUBLIC = "93.184.216.34"  # a documentation site's address; nothing is sent there
+REAL_CONNECT = socket.create_connection
+REAL_RESOLVE = socket.getaddrinfo
+
+
+def png(width: int = 40, height: int = 30) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(out, "PNG")
+    return out.getvalue()
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """A public web site with pictures, redirects and bad manners."""
+
+    protocol_version = "HTTP/1.1"
+    hosts: list[str] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        self.hosts.append(self.headers["Host"])
+        page = self.path.partition("?")[0]
+        if page == "/cat.png":
+            self.reply(200, png())
+        elif page.startswith("/to/"):
+            self.reply(302, b"", Location=self.path.removeprefix("/to/"))
+        elif page.startswith("/again/"):
+            left = int(page.removeprefix("/again/"))
+            self.reply(307, b"", Location=f"/again/{left - 1}" if left > 1 else "/cat.png")
+        elif page == "/huge":
+            self.reply(200, bytes(fetch.MAX_BYTES + 1))
+        elif page == "/page":
+            self.reply(200, b"<html>no picture</html>")
+        elif page in ("/drip", "/drip-headers"):
+            self.drip(page)
+        else:
+            self.reply(404, b"nothing")
+
+    def reply(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def drip(self, page: str) -> None:
+        """A byte every tenth of a second, without end."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"\r\n" * (page == "/drip"))
+        try:
+            for _ in range(300):
+                self.wfile.write(b"x")
+                time.sleep(0.1)
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """The site under the name pets.example: {name: addresses (of each look-up)} and the connections made."""
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    threading.Thread(target=httpd.serve_forever, args=[0.05], daemon=True).start()
+    names = {"pets.example": [PUBLIC]}
+    connections = []
+
+    def resolve(host: str, port: int, *args: object, **options: object) -> list:
+        if host not in names:
+            return REAL_RESOLVE(host, port, *args, **options)
+        found = names[host] if isinstance(names[host], list) else next(names[host])
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    def connect(
+        address: tuple, timeout: float | None = None, *args: object, **options: object
+    ) -> socket.socket:
+        connections.append(address)
+        if address[0] in ("127.0.0.1", "::1"):  # the tests' own client
+            return REAL_CONNECT(address, timeout, *args, **options)
+        if address[0] != PUBLIC:
+            raise ConnectionRefusedError("refused")
+        return REAL_CONNECT(httpd.server_address, timeout)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    Site.hosts.clear()
+    yield names, connections
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.fixture(scope="module")
+def ask(project):
+    """Post one JSON request to the plain server, in this process so that it uses the test's resolver."""
+    app = server.application()
+    app.state.model = server.model_fn(project / "model")
+    listener = socket.create_server(("127.0.0.1", 0))
+    uv = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    thread = threading.Thread(target=uv.run, kwargs={"sockets": [listener]})
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/invocations"
+
+    def post(body: dict) -> tuple[int, dict]:
+        reply = requests.post(url, json=body, timeout=60)
+        return reply.status_code, reply.json()
+
+    yield post
+    uv.should_exit = True
+    thread.join()
+
+
+def get(url: str, seconds: float = 5) -> bytes:
+    return fetch.fetch(url, time.monotonic() + seconds)
+
+
+def test_a_public_address_is_answered(ask, site):
+    status, answer = ask({"url": "http://pets.example/cat.png?size=large"})
+    assert status == 200
+    assert answer["predictions"]
+    assert Site.hosts == ["pets.example"]
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(site):
+    _, connections = site
+    get("http://pets.example/cat.png")
+    assert connections == [(PUBLIC, 80)]
+
+
+def test_several_addresses_are_fetched_side_by_side_and_a_bad_one_spoils_none(ask, site):
+    urls = [
+        "http://pets.example/cat.png",
+        "http://10.0.0.1/",
+        "http://pets.example/none",
+        "http://pets.example/page",
+    ]
+    status, answer = ask({"instances": [{"url": url} for url in urls]})
+    assert status == 200
+    codes = [item.get("error") for item in answer["predictions"]]
+    assert codes == [None, "address_refused", "address_failed", "not_a_picture"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://169.254.170.2/v2/credentials",
+        "http://127.0.0.1/",
+        "http://127.1/",
+        "http://2130706433/",
+        "http://0x7f.0.0.1/",
+        "http://localhost/",
+        "http://0.0.0.0/",
+        "http://10.1.2.3/",
+        "http://172.16.0.1/",
+        "http://192.168.1.1/",
+        "http://100.64.0.1/",
+        "http://224.0.0.1/",
+        "http://255.255.255.255/",
+        "http://[::1]/",
+        "http://[::]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://[64:ff9b::a9fe:a9fe]/",
+        "http://[2002:7f00:1::]/",
+        "http://[fe80::1]/",
+        "http://[fd00:ec2::254]/",
+        "http://[ff02::1]/",
+        "http://pets.example:8080/cat.png",
+        "http://pets.example:22/",
+        "ftp://pets.example/cat.png",
+        "file:///etc/passwd",
+        "gopher://pets.example/",
+        "http:///cat.png",
+        "cat.png",
+    ],
+)
+def test_an_address_that_is_not_the_public_web_is_refused_before_any_connection(ask, site, url):
+    _, connections = site
+    status, answer = ask({"url": url})
+    assert (status, answer["error"]) == (422, "address_refused")
+    assert all(host == "127.0.0.1" and port > 1024 for host, port in connections)  # the test's own requests
+
+
+def test_a_name_that_resolves_inside_is_refused(site):
+    names, connections = site
+    names["evil.example"] = ["127.0.0.1"]
+    with pytest.raises(fetch.RefusedError):
+        get("http://evil.example/")
+    assert connections == []
+
+
+def test_a_name_with_one_public_and_one_private_address_is_refused(site):
+    names, connections = site
+    names["evil.example"] = [PUBLIC, "10.0.0.1"]
+    with pytest.raises(fetch.RefusedError):
+        get("http://evil.example/cat.png")
+    assert connections == []
+
+
+@pytest.mark.parametrize(
+    "inside",
+    ["http://169.254.169.254/", "http://localhost/", "http://pets.example:6379/", "file:///etc/passwd"],
+)
+def test_a_public_page_that_redirects_inside_is_refused(site, inside):
+    _, connections = site
+    with pytest.raises(fetch.RefusedError):
+        get(f"http://pets.example/to/{inside}")
+    assert connections == [(PUBLIC, 80)]
+
+
+def test_a_name_that_changes_its_address_between_two_hops_is_checked_again(site):
+    names, connections = site
+    names["evil.example"] = iter([[PUBLIC], ["127.0.0.1"]])
+    with pytest.raises(fetch.RefusedError):
+        get("http://evil.example/again/1")
+    assert connections == [(PUBLIC, 80)]
+
+
+def test_three_redirects_are_followed_and_a_fourth_is_not(site):
+    assert get("http://pets.example/again/3") == png()
+    with pytest.raises(fetch.FailedError, match="more than 3 times"):
+        get("http://pets.example/again/4")
+
+
+def test_the_next_address_is_tried_when_one_does_not_answer(site):
+    names, connections = site
+    names["pets.example"] = ["93.184.216.99", PUBLIC]
+    assert get("http://pets.example/cat.png") == png()
+    assert [host for host, _ in connections] == ["93.184.216.99", PUBLIC]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"), [("/none", "status 404"), ("/huge", "more than 10 MB"), ("/cat .png", "status 404")]
+)
+def test_an_answer_that_is_of_no_use_says_why(site, path, says):
+    with pytest.raises(fetch.FailedError, match=says):
+        get(f"http://pets.example{path}")
+
+
+@pytest.mark.parametrize("page", ["/drip", "/drip-headers"])
+def test_a_server_that_trickles_is_cut_off_at_the_deadline(site, page):
+    start = time.monotonic()
+    with pytest.raises(fetch.FailedError):
+        get(f"http://pets.example{page}", seconds=1)
+    assert time.monotonic() - start < 3
+
+
+def test_https_needs_a_certificate_that_the_name_has(site):
+    with pytest.raises(fetch.FailedError):  # the site speaks plain HTTP on every port
+        get("https://pets.example/cat.png")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://pets.example/\r\nX-Evil: 1", "http://pets.example/?a\u2028", "http://[", "http://a:b/"]
+)
+def test_a_malformed_address_never_raises_anything_else(site, url):
+    with pytest.raises((fetch.FailedError, fetch.RefusedError)):
+        get(url)
+
+
+def test_addresses_can_be_switched_off(ask, site, monkeypatch):
+    monkeypatch.setitem(os.environ, "SERVE_URLS", "off")
+    status, answer = ask({"url": "http://pets.example/cat.png"})
+    assert (status, answer["error"]) == (422, "address_refused")
+    assert json.dumps(answer).count("takes no addresses") == 1
