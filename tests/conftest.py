@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,18 +36,11 @@ def run(script: str, *words: object, code: int = 0, **options: object) -> subpro
 
 
 @contextmanager
-def serving(project: Path, stack: str) -> Iterator[Endpoint]:
+def serving(project: Path, stack: str, model: Path | None = None) -> Iterator[Endpoint]:
     """deploy/local.py on a free port, until the block ends; then Ctrl-C."""
-    command = [
-        sys.executable,
-        "deploy/local.py",
-        "--model",
-        project / "model",
-        "--port",
-        "0",
-        "--stack",
-        stack,
-    ]
+    options = {"model": model or project / "model", "port": 0, "stack": stack}
+    words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
+    command = [sys.executable, "deploy/local.py", *words]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         ready = process.stdout.readline()
@@ -79,9 +73,11 @@ def endpoint(project: Path) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="session")
-def ray_endpoint(project: Path) -> Iterator[Endpoint]:
-    """The project behind Ray Serve."""
-    with serving(project, "ray") as endpoint:
+def ray_endpoint(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """As in AWS's container: the archive unpacked, `serve run config.yaml`, an adapter before it."""
+    model = tmp_path_factory.mktemp("opt") / "model"
+    shutil.unpack_archive(project / "model.tar.gz", model, filter="data")
+    with serving(project, "ray", model) as endpoint:
         yield endpoint
 
 
