@@ -1,0 +1,139 @@
+"""package/pipeline.py repeats fastai's batch transforms at validation, and refuses what it does not know."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch
+    from fastai.vision.all import (
+        AffineCoordTfm,
+        CropPad,
+        Dihedral,
+        Flip,
+        Hue,
+        IntToFloatTensor,
+        Normalize,
+        Pipeline,
+        RandomErasing,
+        RandomResizedCropGPU,
+        RatioResize,
+        Resize,
+        Saturation,
+        TensorImage,
+        ToTensor,
+        Transform,
+        Zoom,
+        aug_transforms,
+        imagenet_stats,
+    )
+    from torch import nn
+
+    from pipeline import Graph, UnknownTransformError, batch_modules, item_steps
+
+STATS = Normalize.from_stats(*imagenet_stats, cuda=False)
+SHAPES = [(64, 64), (48, 80), (81, 47)]  # height and width that arrive
+
+KNOWN = {
+    "scaling alone": [],
+    "augmentation of the same size": aug_transforms(),
+    "ImageNet statistics": [STATS],
+    "statistics of the first batch": [Normalize()],
+    "smaller": [*aug_transforms(size=32), STATS],
+    "much smaller, smoothed before": aug_transforms(size=8),
+    "much smaller, not square": aug_transforms(size=(6, 10)),
+    "larger": aug_transforms(size=150),
+    "wide": aug_transforms(size=(24, 96)),
+    "tall": [*aug_transforms(size=(96, 24)), STATS],
+    "nearest": aug_transforms(size=40, mode="nearest"),
+    "much smaller, nearest": aug_transforms(size=9, mode="nearest"),
+    "bicubic": aug_transforms(size=40, mode="bicubic"),
+    "padded with zeros": aug_transforms(size=40, pad_mode="zeros"),
+    "padded with the border": aug_transforms(size=40, pad_mode="border"),
+    "corners not aligned": aug_transforms(size=40, align_corners=False),
+    "corners not aligned, zeros": aug_transforms(size=100, align_corners=False, pad_mode="zeros"),
+    "corners not aligned by default": [AffineCoordTfm(size=40)],
+    "no warp": aug_transforms(size=32, max_warp=0),
+    "vertical flips": aug_transforms(size=32, flip_vert=True),
+    "two resizes": [Flip(size=40), Zoom(size=24)],
+    "of the same size, many": [Dihedral(), Zoom(), Saturation(), Hue(), RandomErasing(), STATS],
+    "random crop": [RandomResizedCropGPU(32), STATS],
+    "random crop, not square, its middle": [RandomResizedCropGPU((20, 40), valid_scale=0.7)],
+    "random crop, smoothed before": [RandomResizedCropGPU(7)],
+    "random crop, nearest": [RandomResizedCropGPU(32, mode="nearest")],
+    "random crop, narrow ratio": [RandomResizedCropGPU(32, ratio=(1, 1)), *aug_transforms()],
+    "augmentation with min_scale": aug_transforms(size=32, min_scale=0.75),
+    "random crop in training only": [RandomResizedCropGPU(16, split_idx=0), STATS],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Default (grid_sample|upsampling):UserWarning")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", KNOWN)
+def test_batch_transforms_give_fastais_values(name, shape):
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (3, 3, *shape), dtype=torch.uint8)
+    pipeline = Pipeline([IntToFloatTensor(), *KNOWN[name]], split_idx=0)
+    pipeline.setup(SimpleNamespace(one_batch=lambda: (TensorImage(pixels).float() / 255,)))
+    pipeline(TensorImage(pixels))  # training leaves marks, such as an AffineCoordTfm's split_idx
+    pipeline.split_idx = 1
+    expected = pipeline(TensorImage(pixels))
+    actual = nn.Sequential(*batch_modules(pipeline, shape))(pixels.float())
+    assert type(actual) is torch.Tensor
+    torch.testing.assert_close(actual, expected.as_subclass(torch.Tensor), atol=1e-4, rtol=0)
+
+
+class Sharpen(Transform):
+    """A transform that nobody knows."""
+
+    order = 35
+
+    def encodes(self, x: TensorImage):
+        return x * 2
+
+
+def brighten(x):
+    """A plain function as a transform."""
+    return x
+
+
+TRAINING_ONLY = Sharpen(split_idx=0)
+
+
+@pytest.mark.parametrize(
+    ("tfm", "name"),
+    [(Sharpen(), "Sharpen"), (Sharpen(split_idx=1), "Sharpen"), (brighten, "brighten")],
+    ids=["always", "at validation", "a function"],
+)
+def test_an_unknown_batch_transform_stops_by_name(tfm, name):
+    with pytest.raises(UnknownTransformError, match=f"the transform {name} acts at validation"):
+        batch_modules(Pipeline([IntToFloatTensor(), tfm]), (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("tfm", "name"),
+    [(RatioResize(64), "RatioResize"), (Sharpen(), "Sharpen"), (brighten, "brighten")],
+    ids=["fastai's", "one's own", "a function"],
+)
+def test_an_unknown_item_transform_stops_by_name(tfm, name):
+    with pytest.raises(UnknownTransformError, match=f"the transform {name} acts at validation"):
+        item_steps(Pipeline([Resize(64), tfm, ToTensor()]))
+
+
+def test_an_unknown_transform_for_training_is_left_out():
+    assert len(batch_modules(Pipeline([IntToFloatTensor(), TRAINING_ONLY]), (8, 8))) == 1
+    assert len(item_steps(Pipeline([Resize(64), TRAINING_ONLY, ToTensor()]))) == 1
+
+
+def test_a_learner_that_does_not_resize_is_refused():
+    with pytest.raises(UnknownTransformError, match=r"give it item_tfms=Resize\(...\)"):
+        item_steps(Pipeline([ToTensor()]))
+
+
+def test_sizes_are_written_as_height_and_width():
+    assert item_steps(Pipeline([CropPad((20, 30), "border"), Resize((40, 60), "pad", "zeros")])) == [
+        {"op": "crop_pad", "size": [20, 30], "pad": "border"},
+        {"op": "resize", "method": "pad", "size": [40, 60], "pad": "zeros", "resample": "BILINEAR"},
+    ]

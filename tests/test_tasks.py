@@ -1,0 +1,139 @@
+"""The sentences that tasks say: Invoke's --dry prints each command instead of running it."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, run
+
+INVOKE = Path(sys.executable).with_name("invoke")
+PETS = yaml.safe_load((ROOT / "config" / "pets.yaml").read_text())
+
+
+def invoke(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [INVOKE, *words], cwd=cwd, capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+def said(*words: str, **options: object) -> list[list[str]]:
+    """The commands that `invoke --dry ...` prints, as words, without the interpreter."""
+    done = invoke("--dry", *words, **options)
+    assert done.returncode == 0, done.stderr
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def value(command: list[str], flag: str) -> str:
+    return command[command.index(flag) + 1]
+
+
+def test_the_road_is_four_commands_that_meet_in_build():
+    train, export, archive, ask = said("train", "package", "test-local")
+    assert train[0] == "train/train.py"
+    assert value(train, "--out") == "build/pets/train"
+    assert value(train, "--arch") == "resnet50"
+    assert value(train, "--labels") == r"^(.+)_\d+\.jpg$"
+    assert export == shlex.split("package/export.py --train build/pets/train --out build/pets/model")
+    assert archive == shlex.split("package/archive.py --model build/pets/model --out build/pets/model.tar.gz")
+    assert ask[0] == "deploy/local.py"
+    assert value(ask, "--model") == "build/pets/model"
+    assert value(ask, "--expect") == "build/pets/train/validation.json"
+
+
+def test_another_file_is_another_project_on_top_of_the_defaults():
+    (train,) = said("-f", "config/local.yaml", "train")
+    assert value(train, "--out") == "build/local/train"
+    assert value(train, "--data") == "sample"
+    assert value(train, "--bs") == str(PETS["train"]["bs"])
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        (["train", "--arch", "resnet34"], {}),
+        (["train", "--arch=resnet34"], {"INVOKE_TRAIN_ARCH": "resnet101"}),
+        (["train"], {"INVOKE_TRAIN_ARCH": "resnet34"}),
+    ],
+    ids=["a flag", "a flag beats the environment", "the environment"],
+)
+def test_a_flag_can_be_given_for_one_run(words, environment):
+    (train,) = said(*words, **environment)
+    assert value(train, "--arch") == "resnet34"
+
+
+def test_an_unknown_key_reaches_the_script_and_fails_there_by_name(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train:\n  epochs: 3\n")
+    done = invoke("-f", str(tmp_path / "mine.yaml"), "train")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --epochs 3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("trian:\n  bs: 3\n", "no section is called trian"), (None, "there is no ")],
+    ids=["a section that does not exist", "a file that does not exist"],
+)
+def test_what_invoke_would_pass_over_is_a_sentence(tmp_path, text, says):
+    if text:
+        (tmp_path / "mine.yaml").write_text(text)
+    done = invoke("-f", str(tmp_path / "mine.yaml"), "train")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failed_script_ends_the_road_with_its_exit_code():
+    done = invoke("-f", "config/local.yaml", "train", "--arch", "no-such-network", "package")
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1
+    assert "package/export.py" not in done.stdout
+
+
+def test_pictures_are_relative_to_where_the_user_stands():
+    done = invoke("--dry", "predict", "README.md", "--top-k", "3", cwd=ROOT)
+    assert "client/cli.py" in done.stdout
+    done = invoke("--dry", "predict", "predictor.py", cwd=ROOT / "client")
+    assert f"cd {ROOT} &&" in done.stdout
+    assert done.stdout.rstrip().endswith("client/predictor.py") or "client/predictor.py" in done.stdout
+
+
+def test_more_pictures_come_after_two_dashes_and_keep_their_spaces():
+    (ask,) = said("predict", "a.jpg", "--", "b c.jpg", "https://example.org/d.jpg")
+    assert ask[-3:] == ["a.jpg", "b c.jpg", "https://example.org/d.jpg"]
+    assert value(ask, "--url") == "http://127.0.0.1:8080"
+
+
+def test_an_endpoint_takes_the_place_of_the_local_address():
+    (ask,) = said("predict", "a.jpg", "--endpoint", "pets")
+    assert value(ask, "--endpoint") == "pets"
+    assert "--url" not in ask
+
+
+@pytest.mark.parametrize(
+    ("section", "script", "given_by_tasks"),
+    [
+        ("train", "train/train.py", {"out"}),
+        ("local", "deploy/local.py", {"model"}),
+        ("predict", "client/cli.py", {"expect", "json", "no_thumbnails"}),
+    ],
+)
+def test_a_section_of_the_configuration_is_its_scripts_flags(section, script, given_by_tasks):
+    flags = set(re.findall(r"--([a-z][a-z-]*)", run(script, "--help").stdout.partition("options:")[0]))
+    assert {flag.replace("-", "_") for flag in flags} - given_by_tasks == set(PETS[section])
+    help_ = invoke(section, "--help").stdout
+    assert all(f"--{key.replace('_', '-')}" in help_ for key in PETS[section])
+
+
+def test_no_section_has_a_name_that_invoke_needs_itself():
+    assert not {"run", "tasks", "sudo", "runners", "timeouts"} & set(PETS)
+
+
+def test_invoke_lists_a_line_for_every_verb():
+    listed = re.findall(r"^  ([a-z-]+)  +\w", invoke("--list").stdout, re.MULTILINE)
+    assert listed == ["local", "package", "predict", "test-local", "train"]
