@@ -19,9 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import requests
-
-from front import PATHS, front
+from front import PATHS, ask, front
 
 HOST = "127.0.0.1"
 START_SECONDS = 120
@@ -143,9 +141,8 @@ def wait_until_it_answers(process: subprocess.Popen, url: str, log: Path) -> Non
     """Wait until a picture is answered: Ray's health check says yes before there is a model."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(requests.RequestException):
-            if requests.post(url, data=grey_picture(), timeout=5).ok:
-                return
+        if ask("POST", url, 5, grey_picture())[0] == 200:
+            return
         time.sleep(0.1)
     what = "ended" if process.poll() is not None else f"did not answer within {START_SECONDS} s"
     raise LocalError(f"the server {what}; its log ends with:\n{tail(log)}", 1)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 REQUIRED = (
     "code/app.py",
+    "code/fetch.py",
     "code/inference.py",
+    "code/pixels.py",
     "code/requirements.txt",
     "code/server.py",
     "config.yaml",
@@ -39,16 +41,19 @@ def main(argv: list[str] | None = None) -> int:
     except ArchiveError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {args.out} was not written: {error}", file=sys.stderr)
+        return 3
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, sha256 {sha256}")
     return 0
 
 
 def members(model: Path) -> dict[str, Path]:
     """What goes into the archive, by name. Raises ArchiveError when something is missing or is a link."""
+    found = sorted((path.relative_to(model).as_posix(), path) for path in model.rglob("*"))
     files = {
-        path.relative_to(model).as_posix(): path for path in sorted(model.rglob("*")) if not path.is_dir()
+        name: path for name, path in found if not is_debris(name) and (path.is_symlink() or path.is_file())
     }
-    files = {name: path for name, path in files.items() if "__pycache__" not in name}
     missing = [name for name in REQUIRED if name not in files]
     if missing:
         raise ArchiveError(f"{model} lacks {', '.join(missing)}: run `invoke package` to write it anew")
@@ -58,45 +63,46 @@ def members(model: Path) -> dict[str, Path]:
     return files
 
 
+def is_debris(name: str) -> bool:
+    """Whether a file is what Python, an editor or a file manager leaves behind (.DS_Store)."""
+    return any(part == "__pycache__" or part.startswith(".") for part in name.split("/"))
+
+
 def pack(model: Path, out: Path) -> str:
-    """Write `out` and return its sha256, after reading it back and comparing every member."""
+    """Write `out` and return its sha256, after reading it back and comparing every member.
+
+    Raises ArchiveError or OSError; then `out` is as it was.
+    """
     files = members(model)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=f".{out.name}-", dir=out.parent, delete=False) as file:
-        temp = Path(file.name)
-    try:
-        with (
-            open(temp, "wb") as raw,
-            gzip.GzipFile("", "wb", 6, raw, mtime=0) as zipped,
-            tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            for name, path in files.items():
-                add(tar, name, path)
-        check(temp, files)
-        temp.chmod(0o644)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+        temp = Path(folder) / out.name
+        write(temp, files)
+        if read(temp) != {name: path.read_bytes() for name, path in files.items()}:
+            raise ArchiveError(f"{model} changed while it was packed, or the disk is broken: try again")
         os.replace(temp, out)
-    finally:
-        temp.unlink(missing_ok=True)
     with open(out, "rb") as archive:
         return hashlib.file_digest(archive, "sha256").hexdigest()
 
 
-def add(tar: tarfile.TarFile, name: str, path: Path) -> None:
-    """One member that says nothing of the machine it comes from."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = path.stat().st_size, 0o644
-    with open(path, "rb") as file:
-        tar.addfile(info, file)
+def write(archive: Path, files: dict[str, Path]) -> None:
+    """Pack `files` in their order, without a word of the machine that they come from."""
+    with (
+        open(archive, "wb") as raw,
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for name, path in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = path.stat().st_size, 0o644
+            with open(path, "rb") as file:
+                tar.addfile(info, file)
 
 
-def check(archive: Path, files: dict[str, Path]) -> None:
-    """Read the archive back: the same names, at the root, with the same bytes."""
+def read(archive: Path) -> dict[str, bytes]:
+    """What an archive holds, by name."""
     with tarfile.open(archive) as tar:
-        read = {info.name: tar.extractfile(info).read() for info in tar}
-    if read != {name: path.read_bytes() for name, path in files.items()}:
-        raise ArchiveError(
-            f"the archive does not hold what {archive.parent} has: is the disk full or broken?"
-        )
+        return {info.name: tar.extractfile(info).read() for info in tar}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ unless they agree with `learn.predict` on every one, nothing is written.
 
 import argparse
 import hashlib
-import importlib
 import json
 import logging
 import platform
@@ -21,21 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parity import DifferentError, check_parity
+
 if TYPE_CHECKING:
-    import numpy as np
     from fastai.learner import Learner
+    from torch import nn
 
 SERVE = Path(__file__).resolve().parents[1] / "serve"
-TOLERANCE = 1e-3  # largest difference of any probability between learn.predict and the handlers
-PARITY_PICTURES = 64
 
 
 class ExportError(Exception):
-    """Something that the user can mend; `code` is the exit code."""
-
-    def __init__(self, message: str, code: int = 2) -> None:
-        super().__init__(message)
-        self.code = code
+    """A Learner that cannot be packaged, or not here; the message says what to do."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +44,13 @@ def main(argv: list[str] | None = None) -> int:
         spec = export(args.train, args.out, args.code)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.code
+        return 2
+    except DifferentError as error:
+        print(f"error: {error}; nothing was written", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {args.out} was not written: {error}", file=sys.stderr)
+        return 3
     parity = spec["parity"]
     print(
         f"{args.out}: {len(spec['labels'])} labels; the handlers answer {parity['pictures']} validation "
@@ -61,41 +62,34 @@ def main(argv: list[str] | None = None) -> int:
 def export(train: Path, out: Path, code: Path) -> dict:
     """Write the model folder `out` from train's folder; returns model.json's content.
 
-    Raises ExportError: wrong or missing files, other versions, an unknown transform, or answers that differ.
+    Raises ExportError (wrong or missing files, other versions, an unknown transform) or DifferentError.
     """
-    facts = read_facts(train)
-    check_versions(facts["versions"])
+    facts, pictures = read_facts(train)
+    check_versions(facts.get("versions", {}))
     learn = load(train / "export.pkl")
     with folder_beside(out) as folder:
         spec = describe(learn, facts)
-        write_graph(learn, tuple(spec["input"]["shape"][1:3]), folder / "model.onnx")
+        write_graph(build_graph(learn, spec), spec, folder / "model.onnx")
         spec["sha256"] = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
         copy_code(code, folder)
         write_json(folder / "model.json", spec)
-        spec["parity"] = check_parity(learn, folder, validation_pictures(train))
+        spec["parity"] = check_parity(learn, folder, pictures)
         write_json(folder / "model.json", spec)
     return spec
 
 
-@contextmanager
-def folder_beside(out: Path) -> Iterator[Path]:
-    """A folder to write in, which takes the place of `out` only when all went well."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temp:
-        folder = Path(temp) / "new"
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            out.rename(Path(temp) / "old")
-        folder.rename(out)
-
-
-def read_facts(train: Path) -> dict:
-    """metrics.json, which says among others what wrote export.pkl."""
-    for name in ("metrics.json", "export.pkl"):
+def read_facts(train: Path) -> tuple[dict, list[Path]]:
+    """What train says of export.pkl (metrics.json), and the validation pictures that it set aside."""
+    for name in ("metrics.json", "validation.json", "export.pkl"):
         if not (train / name).is_file():
             raise ExportError(f"{train / name} is missing: run `invoke train` first")
-    return json.loads((train / "metrics.json").read_text())
+    facts, entries = (json.loads((train / name).read_text()) for name in ("metrics.json", "validation.json"))
+    pictures = [train / entry["file"] for entry in entries]
+    missing = [str(picture) for picture in pictures if not picture.is_file()]
+    if missing or not pictures:
+        lack = missing[0] if missing else "every validation picture"
+        raise ExportError(f"{train} lacks {lack}: run `invoke train` again")
+    return facts, pictures
 
 
 def check_versions(written: dict[str, str]) -> None:
@@ -119,61 +113,124 @@ def check_versions(written: dict[str, str]) -> None:
 
 
 def load(pkl: Path) -> "Learner":
-    """The exported Learner, on the CPU and quiet."""
+    """The exported Learner, on the CPU and quiet. Raises ExportError when it cannot be loaded here."""
+    import torch
     from fastai.learner import load_learner
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "load_learner")  # our own file, of known versions
-        learn = load_learner(pkl, cpu=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "load_learner")  # our own file, of known versions
+            learn = load_learner(pkl, cpu=True)
+    except UnboundLocalError:  # load_learner forgets which import failed (fastai issue 4115)
+        try:
+            torch.load(pkl, map_location="cpu", weights_only=False)
+        except ImportError as error:
+            text = f"{pkl} needs the module {error.name}, which is not here: put its folder on PYTHONPATH"
+            raise ExportError(text) from None
+    except Exception as error:  # a broken pickle raises anything
+        raise ExportError(f"{pkl} cannot be loaded: {brief(error)}; run `invoke train` again") from None
+    torch.set_num_threads(
+        1
+    )  # one picture at a time gains nothing from more, and the same bytes come out anywhere
     learn.model.eval()
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ("progress", "recorder")])
     return learn
 
 
+@contextmanager
+def folder_beside(out: Path) -> Iterator[Path]:
+    """A folder to write in, which takes the place of `out` only when all went well."""
+    out = out.resolve()
+    if out.exists() and not (out / "model.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise ExportError(f"{out} holds something else than a model: name another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temp:
+        folder = Path(temp) / "new"
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            out.rename(Path(temp) / "old")
+        folder.rename(out)
+
+
 def describe(learn: "Learner", facts: dict) -> dict:
     """model.json, but for what is known only once the graph is written."""
-    from fastai.losses import BCEWithLogitsLossFlat
-
     from pipeline import UnknownTransformError, item_steps
 
     labels = getattr(learn.dls, "vocab", None)
-    if not labels or not hasattr(learn.loss_func, "activation"):
-        raise ExportError(
-            "the Learner is no picture classifier: it has no labels, or a loss without activation"
-        )
-    multi = isinstance(learn.loss_func, BCEWithLogitsLossFlat)
+    if not labels:
+        raise ExportError("the Learner has no labels: only picture classifiers can be packaged")
+    task, threshold = find_task(learn.loss_func)
     try:
-        steps = item_steps(learn.dls.after_item)
+        steps = item_steps(learn.dls.valid.after_item)
     except UnknownTransformError as error:
         raise ExportError(str(error)) from None
     return {
         "labels": [str(label) for label in labels],
-        "task": "multi" if multi else "single",
-        "threshold": float(learn.loss_func.thresh) if multi else None,
+        "task": task,
+        "threshold": threshold,
         "input": {"shape": ["batch", *steps[-1]["size"], 3], "dtype": "uint8", "mode": "RGB", "steps": steps},
         "metrics": {key: facts[key] for key in ("error_rate", "accuracy", "valid_loss") if key in facts},
         "versions": facts["versions"],
     }
 
 
-def write_graph(learn: "Learner", size: tuple[int, int], path: Path) -> None:
-    """The ONNX file; `size` is the (height, width) of the pictures that serving hands in."""
-    import onnx
+def find_task(loss: object) -> tuple[str, float | None]:
+    """("single", None) or ("multi", threshold), as the loss turns scores into answers; else ExportError."""
+    import torch
+    from fastai.losses import BCEWithLogitsLossFlat
+
+    if isinstance(loss, BCEWithLogitsLossFlat):
+        return "multi", float(loss.thresh)
+    scores = torch.tensor([[0.0, 1.0, 0.0]])
+    if hasattr(loss, "activation") and loss.decodes(scores).tolist() == [1]:
+        return "single", None
+    raise ExportError(
+        f"the loss {type(loss).__name__} does not say which label wins: train with one of fastai's "
+        "for classes, such as CrossEntropyLossFlat or BCEWithLogitsLossFlat"
+    )
+
+
+def build_graph(learn: "Learner", spec: dict) -> "nn.Module":
+    """The module from pixels to probabilities, tried once. Raises ExportError if it is none."""
     import torch
 
     from pipeline import Graph, UnknownTransformError
 
+    height, width = spec["input"]["shape"][1:3]
     try:
-        graph = Graph(learn, size).eval()
+        graph = Graph(learn, (height, width)).eval()
+        with torch.no_grad():
+            shape = tuple(graph(torch.zeros((2, height, width, 3), dtype=torch.uint8)).shape)
     except UnknownTransformError as error:
         raise ExportError(str(error)) from None
-    example = torch.zeros((2, *size, 3), dtype=torch.uint8)
+    except Exception as error:  # a model raises whatever it likes
+        text = f"the model does not take RGB pictures of {width} x {height} pixels: {brief(error)}"
+        raise ExportError(text) from None
+    if shape != (2, len(spec["labels"])):
+        raise ExportError(
+            f"the model answers two pictures with {shape} numbers, not with one for each of "
+            f"{len(spec['labels'])} labels: only picture classifiers can be packaged"
+        )
+    return graph
+
+
+def write_graph(graph: "nn.Module", spec: dict, path: Path) -> None:
+    """The ONNX file, free of this machine's paths. Raises ExportError if torch cannot write the model."""
+    import onnx
+    import torch
+
+    example = torch.zeros((2, *spec["input"]["shape"][1:]), dtype=torch.uint8)
     names = {"input_names": ["pictures"], "output_names": ["probabilities"]}
+    shapes = ({0: torch.export.Dim("batch")},)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision operators not used here
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # nor are the exporter's own deprecations the user's
-        shapes = ({0: torch.export.Dim("batch")},)
-        program = torch.onnx.export(graph, (example,), **names, dynamic_shapes=shapes, verbose=False)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # nor are the exporter's own deprecations the user's
+            program = torch.onnx.export(graph, (example,), **names, dynamic_shapes=shapes, verbose=False)
+    except Exception as error:
+        cause = brief(error.__cause__ or error)
+        raise ExportError(f"torch cannot write the model as ONNX: {cause}") from None
     model = program.model_proto
     for node in model.graph.node:  # the exporter notes the paths of this machine's source files
         node.ClearField("metadata_props")
@@ -189,49 +246,9 @@ def copy_code(code: Path, folder: Path) -> None:
     shutil.copyfile(code / "config.yaml", folder / "config.yaml")
 
 
-def validation_pictures(train: Path) -> list[Path]:
-    """The pictures that train set aside."""
-    pictures = [train / entry["file"] for entry in json.loads((train / "validation.json").read_text())]
-    if not pictures:
-        raise ExportError(f"{train / 'validation.json'} names no picture: run `invoke train` again")
-    return pictures
-
-
-def check_parity(learn: "Learner", folder: Path, pictures: list[Path]) -> dict:
-    """Compare the packaged handlers with learn.predict on `pictures`; ExportError names the worst of them."""
-    from rich.progress import track
-
-    sys.path.insert(0, str(folder / "code"))
-    handlers = importlib.import_module("inference")
-    model = handlers.model_fn(folder)
-    worst, worst_of = -1.0, None
-    for picture in track(pictures, "comparing with learn.predict"):
-        expected = learn.predict(picture)[2].numpy()
-        try:
-            actual = handlers.predict_fn(handlers.input_fn(picture.read_bytes()), model).probabilities[0]
-        except handlers.RequestError as error:
-            text = f"learn.predict answers {picture}, but the handlers do not: {error}; nothing was written"
-            raise ExportError(text, 1) from None
-        difference = float(abs(expected - actual).max())
-        if decide(expected, model) != decide(actual, model):
-            difference += 1  # another answer is worse than any difference in confidence
-        if difference > worst:
-            worst, worst_of = difference, (picture, expected, actual)
-    if worst > TOLERANCE:
-        picture, expected, actual = worst_of
-        texts = [f"{model.labels[p.argmax()]} {p.max():.4f}" for p in (expected, actual)]
-        raise ExportError(
-            f"{picture} is {texts[0]} for learn.predict but {texts[1]} for the handlers: nothing was written",
-            1,
-        )
-    return {"pictures": len(pictures), "max_difference": worst, "tolerance": TOLERANCE}
-
-
-def decide(probabilities: "np.ndarray", model: object) -> tuple[int, ...]:
-    """The answer that probabilities stand for: the top class, and with a threshold all classes above it."""
-    if model.threshold is None:
-        return (int(probabilities.argmax()),)
-    return (int(probabilities.argmax()), *(probabilities > model.threshold).nonzero()[0].tolist())
+def brief(error: BaseException) -> str:
+    """An exception from a library in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def write_json(path: Path, content: dict) -> None:

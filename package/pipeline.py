@@ -12,6 +12,7 @@ import torch
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
 from fastai.learner import Learner
 from fastai.vision import augment as aug
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,9 +29,7 @@ def item_steps(tfms: Iterable) -> list[dict]:
             continue
         if type(tfm) is aug.Resize:
             steps.append(resize(tfm.size, tfm.method, tfm.pad_mode, tfm.mode))
-        elif (
-            type(tfm) is aug.RandomResizedCrop
-        ):  # at validation: squish to a little more, then cut the centre
+        elif type(tfm) is aug.RandomResizedCrop:  # squish to a little more, then cut the centre
             extra = math.ceil(max(tfm.size) * tfm.val_xtra / 8) * 8
             steps.append(resize([side + extra for side in tfm.size], "squish", "zeros", tfm.mode))
             steps.append(crop_pad(tfm.size, "zeros"))
@@ -50,7 +49,7 @@ def resize(size: Iterable[int], method: str, pad: str, resample: int) -> dict:
         "method": str(method),
         "size": [int(side) for side in size][::-1],
         "pad": str(pad),
-        "resample": aug.BILINEAR.__class__(resample).name,
+        "resample": Image.Resampling(resample).name,
     }
 
 
@@ -67,15 +66,17 @@ def batch_modules(tfms: Iterable, size: tuple[int, int]) -> list[nn.Module]:
             if tfm.size is not None:
                 modules.append(Resample(size, pair(tfm.size), tfm.mode, tfm.pad_mode, tfm.align_corners))
                 size = pair(tfm.size)
+        elif tfm.split_idx == 0:  # only in training
+            continue
         elif type(tfm) is aug.RandomResizedCropGPU:
             crop = CentreCrop(size, tfm.ratio, tfm.valid_scale)
             modules += [crop, Resample(crop.size, pair(tfm.size), tfm.mode, "reflection", True)]
             size = pair(tfm.size)
         elif type(tfm) is IntToFloatTensor:
-            modules.append(Affine(torch.tensor(0.0), torch.tensor(float(tfm.div or 1))))
+            modules.append(Affine(torch.tensor(0.0), torch.tensor(float(tfm.div))))
         elif type(tfm) is Normalize:
-            modules.append(Affine(tfm.mean.cpu(), tfm.std.cpu()))
-        elif tfm.split_idx != 0:
+            modules.append(Affine(tfm.mean, tfm.std))
+        else:
             raise unknown(tfm)
     return modules
 
@@ -85,7 +86,7 @@ class Graph(nn.Module):
 
     def __init__(self, learn: Learner, size: tuple[int, int]) -> None:
         super().__init__()
-        self.before = nn.Sequential(*batch_modules(learn.dls.after_batch, size))
+        self.before = nn.Sequential(*batch_modules(learn.dls.valid.after_batch, size))
         self.model = copy.deepcopy(learn.model)
         self.activation = learn.loss_func.activation
         for parent in list(self.model.modules()):
@@ -108,10 +109,10 @@ class GlobalMax(nn.Module):
 
 def unknown(tfm: object) -> UnknownTransformError:
     """The refusal, by name."""
-    name = type(tfm).__name__
+    name = getattr(tfm, "_name", type(tfm).__name__)  # a plain function has its own name in _name
     return UnknownTransformError(
         f"the transform {name} acts at validation and cannot be packaged: "
-        f"leave it out of the Learner, or teach it to package/pipeline.py"
+        "leave it out of the Learner, or teach it to package/pipeline.py"
     )
 
 
@@ -125,8 +126,8 @@ class Affine(nn.Module):
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.as_tensor(mean).clone())
-        self.register_buffer("std", torch.as_tensor(std).clone())
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Any shape that broadcasts."""
@@ -160,8 +161,8 @@ class Resample(nn.Module):
         self, size: tuple[int, int], target: tuple[int, int], mode: str, pad: str, align_corners: bool | None
     ) -> None:
         super().__init__()
-        self.mode, self.pad, self.align_corners = mode, str(pad), align_corners
-        grid = F.affine_grid(torch.eye(2, 3)[None], [1, 3, *target], align_corners=align_corners)
+        self.mode, self.pad, self.align_corners = mode, str(pad), bool(align_corners)
+        grid = F.affine_grid(torch.eye(2, 3)[None], [1, 3, *target], align_corners=self.align_corners)
         self.register_buffer("grid", grid)
         # As fastai 2.8's `_grid_sample` has it, down to the 2: its grid's last axis, where it means width.
         zoom = 2 / (grid.max() - grid.min()).item()

@@ -62,6 +62,8 @@ def apply_step(picture: Image.Image, step: dict) -> Image.Image:
         fit = max if step["method"] == "pad" else min
         scale = fit(w / width, h / height)
         box = int(scale * width), int(scale * height)
+        if box[0] * box[1] > MAX_PIXELS:
+            raise NotAPictureError("the picture is so long and narrow that padding would fill the memory")
         corner = int((w - box[0]) / 2), int((h - box[1]) / 2)  # towards zero, unlike the // of crop_pad above
         picture = crop_pad(picture, corner, box, step["pad"])
     return picture.resize((width, height), Image.Resampling[step["resample"]])

@@ -1,15 +1,19 @@
-"""serve/pixels.py gives the pixels that fastai's validation gives, to the byte."""
+"""serve/pixels.py gives, to the byte, the pixels that fastai validates with."""
 
 import io
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pictures import upright
 from pixels import MAX_PIXELS, NotAPictureError, TooLargeError, open_picture, to_pixels
+from sample import draw
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -17,5 +21,222 @@ with warnings.catch_warnings():
 
     from pipeline import item_steps
 
-x = [io, np, pytest, assume, example, given, settings, st, Image, MAX_PIXELS, NotAPictureError, TooLargeError]
-y = [open_picture, to_pixels, CropPad, PILImage, Pipeline, RandomCrop, RandomResizedCrop, Resize, item_steps]
+BOX, NEAREST = Image.Resampling.BOX, Image.Resampling.NEAREST
+SIDES = st.integers(1, 90)
+SIZES = SIDES | st.tuples(SIDES, SIDES)
+RESAMPLES = st.sampled_from(Image.Resampling).map(lambda resample: (resample, NEAREST))
+PADS = st.sampled_from(["zeros", "border", "reflection"])
+METHODS = st.sampled_from(["squish", "crop", "pad"])
+RESIZES = st.builds(Resize, SIZES, METHODS, PADS, RESAMPLES)
+CROPS = st.builds(CropPad, SIZES, PADS) | st.builds(RandomCrop, SIZES)
+RANDOM_CROPS = st.builds(RandomResizedCrop, SIZES, resamples=RESAMPLES, val_xtra=st.floats(0, 0.6))
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """A picture of which no two parts are alike."""
+    rng = np.random.default_rng(width * 1000 + height)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def encode(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    """A picture as a file's bytes."""
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def pixels(data: bytes) -> list:
+    """The pixels of a file, upright, as lists."""
+    return to_pixels(open_picture(data), []).tolist()
+
+
+# --- what fastai's item transforms do
+
+
+def assert_as_fastai(picture: Image.Image, tfms: list) -> None:
+    """Every row, column and channel is the same."""
+    pipeline = Pipeline(tfms, split_idx=1)
+    expected = np.asarray(pipeline(PILImage(picture.copy())))
+    actual = to_pixels(picture, item_steps(pipeline))
+    assert actual.dtype == np.uint8
+    np.testing.assert_array_equal(actual, expected)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.integers(1, 120), st.integers(1, 120), st.lists(RESIZES | CROPS | RANDOM_CROPS, min_size=1, max_size=3)
+)
+@example(1, 1, [Resize(64)])
+@example(1, 1, [Resize((9, 5), "pad", "zeros")])
+@example(1, 1, [RandomResizedCrop(64)])
+@example(500, 333, [Resize(460), RandomCrop(224)])
+@example(500, 333, [Resize(460), RandomCrop(224), Resize(64)])
+@example(500, 333, [CropPad(400), Resize(64)])
+@example(500, 333, [CropPad(400, "border"), Resize(64, "squish")])
+@example(333, 500, [RandomResizedCrop((96, 64), min_scale=0.35, val_xtra=0.3)])
+@example(40, 30, [RandomResizedCrop(224)])
+@example(1, 120, [Resize(49)])
+@example(120, 1, [Resize((49, 98), "pad")])
+def test_each_chain_of_item_transforms_gives_fastais_bytes(width, height, tfms):
+    assert_as_fastai(noise(width, height), tfms)
+
+
+@pytest.mark.parametrize("pad", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("size", [(1, 900), (900, 1), (3, 1000), (1000, 3), (61, 64), (64, 61)], ids=str)
+def test_long_and_narrow_pictures_give_fastais_bytes(size, pad):
+    for tfm in (
+        Resize(48, "crop"),
+        Resize((48, 36), "pad", pad),
+        CropPad((40, 80), pad),
+        RandomResizedCrop(48),
+    ):
+        assert_as_fastai(noise(*size), [tfm])
+
+
+def test_training_augmentation_leaves_no_step():
+    flip = Resize(32)
+    flip.split_idx = 0
+    assert item_steps(Pipeline([flip, Resize((48, 64), "squish", resamples=(BOX, NEAREST))])) == [
+        {"op": "resize", "method": "squish", "size": [48, 64], "pad": "reflection", "resample": "BOX"}
+    ]
+
+
+def test_a_picture_that_padding_would_blow_up_is_refused():
+    steps = item_steps(Pipeline([Resize(64, "pad")]))
+    with pytest.raises(NotAPictureError, match="long and narrow"):
+        to_pixels(open_picture(encode(Image.new("1", (60_000, 1)))), steps)
+
+
+# --- how files are opened
+
+
+LYING = ["abc", "def"]  # how the file has it; below, how a viewer who obeys EXIF shows it
+UPRIGHT = {
+    1: ["abc", "def"],
+    2: ["cba", "fed"],
+    3: ["fed", "cba"],
+    4: ["def", "abc"],
+    5: ["ad", "be", "cf"],
+    6: ["da", "eb", "fc"],
+    7: ["fc", "eb", "da"],
+    8: ["cf", "be", "ad"],
+}
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_turns_the_picture_upright(orientation, form):
+    letters = Image.fromarray(np.array([[ord(c) for c in row] for row in LYING], np.uint8)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(letters, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    assert ["".join(chr(pixel[0]) for pixel in row) for row in pixels(data)] == UPRIGHT[orientation]
+
+
+def palette(transparency: object) -> bytes:
+    """Two pixels out of a palette."""
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    picture.putpixel((1, 0), 1)
+    return encode(picture, transparency=transparency)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encode(Image.new("1", (1, 1), 1)), [255, 255, 255]),
+        (encode(Image.new("L", (1, 1), 100)), [100, 100, 100]),
+        (encode(Image.new("LA", (1, 1), (100, 0))), [100, 100, 100]),
+        (encode(Image.new("RGBA", (1, 1), (10, 20, 30, 0))), [10, 20, 30]),
+        (encode(Image.new("I;16", (1, 1), 200)), [200, 200, 200]),
+        (encode(Image.new("I;16", (1, 1), 60_000)), [255, 255, 255]),
+        (encode(Image.new("CMYK", (1, 1), (0, 255, 0, 0)), "TIFF"), [255, 0, 255]),
+        (encode(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"), [255, 255, 255]),
+        (palette(transparency=0), [10, 20, 30]),
+        (palette(transparency=b"\x00\x80"), [10, 20, 30]),
+    ],
+    ids=["1", "L", "LA", "RGBA", "I;16", "I;16 bright", "CMYK", "CMYK JPEG", "P, one clear", "P, many clear"],
+)
+def test_every_mode_becomes_rgb_and_loses_its_transparency(data, expected):
+    assert pixels(data)[0][0] == expected
+
+
+def test_an_animated_gif_is_its_first_frame():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("#102030", "#c0d0e0", "#ffffff")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
+    assert pixels(data)[0][0] == [0x10, 0x20, 0x30]
+
+
+def test_a_phones_mpo_is_its_first_picture():
+    data = encode(
+        Image.new("RGB", (8, 8), "white"), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]
+    )
+    assert open_picture(data).format == "MPO"
+    assert pixels(data)[0][0] == [255, 255, 255]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_serving_opens_files_as_training_does(tmp_path):
+    files = [path.read_bytes() for path in sorted(draw(tmp_path, 40).iterdir())]
+    readable = 0
+    for data in files:
+        try:
+            expected = np.asarray(upright(data))
+        except OSError:  # the one that is cut short
+            with pytest.raises(NotAPictureError):
+                pixels(data)
+            continue
+        np.testing.assert_array_equal(to_pixels(open_picture(data), []), expected)
+        readable += 1
+    assert readable == 40
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_photographs_give_fastais_bytes(pets):
+    for path in pets[::8]:
+        pipeline = Pipeline([Resize(224)], split_idx=1)
+        actual = to_pixels(open_picture(path.read_bytes()), item_steps(pipeline))
+        np.testing.assert_array_equal(actual, np.asarray(pipeline(upright(path))))
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_truncated_file_is_refused(form):
+    data = encode(noise(64, 64), form)
+    with pytest.raises(
+        NotAPictureError, match=r"^(the picture is broken or truncated|this is not a picture)"
+    ):
+        pixels(data[: len(data) // 2])
+
+
+@settings(deadline=None)
+@given(
+    st.binary(max_size=64),
+    st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]),
+)
+def test_bytes_that_are_no_picture_are_refused(data, magic):
+    with pytest.raises(NotAPictureError):
+        pixels(magic + data)
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF", "PPM", "TGA", "ICO"])
+def test_formats_that_are_not_for_photographs_are_refused(form):
+    with pytest.raises(NotAPictureError, match="send JPEG, PNG, WebP, GIF, BMP or TIFF"):
+        open_picture(encode(noise(16, 16), form))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has no pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    length, crc = struct.pack(">I", 13), struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + length + chunk + crc + struct.pack(">I", 0) + b"IDAT"
+
+
+def test_more_than_fifty_megapixels_are_refused_by_the_header_alone():
+    assert open_picture(png_header(10_000, 5_000)).size == (10_000, 5_000)
+    with pytest.raises(TooLargeError, match="10000 x 5001 pixels; the limit is 50 megapixels"):
+        open_picture(png_header(10_000, 5_001))
+    assert MAX_PIXELS == 50_000_000

@@ -1,0 +1,150 @@
+"""Pictures are opened upright, labelled as asked, and checked before training."""
+
+import io
+
+import pytest
+from PIL import Image, ImageOps
+
+from pictures import UsageError, check, label, upright
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
+    "ignore:The 'mode.chained_assignment' option:DeprecationWarning",
+)
+
+
+def stored(im: Image.Image, form: str, orientation: int = 1, **options) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    im.save(file, form, exif=exif, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def gradient():
+    return Image.merge("RGB", [Image.linear_gradient("L").resize((30, 20)).rotate(a) for a in (0, 90, 180)])
+
+
+@pytest.fixture
+def folder(tmp_path, gradient):
+    """Two pictures of each of two classes, and what else lies about in people's folders."""
+    for name in ("Cat_1.jpg", "Cat_2.png", "Dog_1.webp", "Dog_2.tiff"):
+        (tmp_path / name[:3]).mkdir(exist_ok=True)
+        gradient.save(tmp_path / name[:3] / name)
+    (tmp_path / "notes.txt").write_text("not a picture, and does not claim to be one")
+    (tmp_path / "Cat" / "._Cat_1.jpg").write_bytes(b"left by a Mac")
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(form, orientation, gradient):
+    data = stored(gradient, form, orientation)
+    with Image.open(io.BytesIO(data)) as im:
+        expected = ImageOps.exif_transpose(im).convert("RGB")
+    assert upright(data).size == ((20, 30) if orientation > 4 else (30, 20))
+    assert upright(data).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode, gradient):
+    im = Image.new("I;16", (30, 20), 255) if mode == "I;16" else gradient.convert(mode)
+    assert upright(stored(im, "TIFF" if mode == "CMYK" else "PNG")).mode == "RGB"
+
+
+def test_the_first_frame_of_a_moving_picture_and_of_a_phones_mpo_counts(gradient, tmp_path):
+    black = Image.new("RGB", (30, 20))
+    for name in ("moving.gif", "phone.mpo"):
+        gradient.save(tmp_path / name, save_all=True, append_images=[black])
+        assert max(upright(tmp_path / name).getextrema()[0]) > 200
+
+
+def test_pictures_beyond_fifty_megapixels_are_refused():
+    with pytest.raises(ValueError, match="8000 x 8000 is more than 50 megapixels"):
+        upright(stored(Image.new("1", (8000, 8000)), "PNG"))
+
+
+def test_formats_that_the_server_refuses_are_refused(gradient):
+    with pytest.raises(OSError, match="cannot identify"):
+        upright(stored(gradient, "PPM"))
+
+
+def test_labels_come_from_an_expression_on_the_file_name(folder):
+    found = label(folder, r"^(.+)_\d+\.\w+$")
+    assert {path.name: name for path, name in found.items()} == {
+        "Cat_1.jpg": "Cat",
+        "Cat_2.png": "Cat",
+        "Dog_1.webp": "Dog",
+        "Dog_2.tiff": "Dog",
+    }
+
+
+def test_labels_come_from_folders_with_or_without_a_split(folder, tmp_path):
+    assert sorted(label(folder, "folder").values()) == ["Cat", "Cat", "Dog", "Dog"]
+    for part in ("train", "val"):
+        (folder / part).mkdir()
+    (folder / "Cat").rename(folder / "train" / "Cat")
+    (folder / "Dog").rename(folder / "val" / "Dog")
+    assert sorted(label(folder, "folder").values()) == ["Cat", "Cat", "Dog", "Dog"]
+
+
+def test_labels_come_from_a_csv_file_one_or_several_each(folder):
+    table = folder / "labels.csv"
+    table.write_text("\ufeffname,label\nCat/Cat_1.jpg,cat\nDog/Dog_1.webp,dog\nDog/Dog_2.tiff,\n", "utf-8")
+    assert list(label(folder, str(table)).values()) == ["cat", "dog", None]
+    table.write_text("name,labels\nCat/Cat_1.jpg,small furry\nDog/Dog_1.webp,furry\nDog/Dog_2.tiff,\n")
+    assert list(label(folder, str(table)).values()) == [["small", "furry"], ["furry"], []]
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ("(", "no regular expression"),
+        (r"^.+_\d+", r"has no \(group\)"),
+        (r"^(.+)_\d+\.bmp$", "gives no picture a label: for example .*Cat_1.jpg"),
+        (r"^(C.+)_", "finds only the class Cat"),
+        ("missing.csv", "missing.csv: cannot be read"),
+        ("odd.csv", "the first line must be name,label"),
+    ],
+)
+def test_labels_that_cannot_work_are_a_sentence(labels, sentence, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "odd.csv").write_text("file;class\nCat/Cat_1.jpg;cat\n")
+    with pytest.raises(UsageError, match=sentence):
+        label(folder, labels)
+
+
+def test_a_folder_without_pictures_is_a_sentence(tmp_path):
+    with pytest.raises(UsageError, match="no pictures in"):
+        label(tmp_path, "folder")
+
+
+def test_pictures_that_cannot_be_used_are_named_with_the_reason(folder):
+    whole = (folder / "Cat" / "Cat_1.jpg").read_bytes()
+    (folder / "Cat" / "Cat_3.jpg").write_bytes(whole[:-60])
+    (folder / "Cat" / "Cat_4.jpg").write_bytes(b"<html>404</html>")
+    (folder / "Cat" / "holiday.jpg").write_bytes(whole)
+    (folder / "Cat" / "Cat_5.jpg").symlink_to(folder / "gone.jpg")
+    items, left_out = check(label(folder, r"^(.+)_\d+\.\w+$"), folder)
+    assert [path.name for path, _ in items] == ["Cat_1.jpg", "Cat_2.png", "Dog_1.webp", "Dog_2.tiff"]
+    reasons = {picture["file"]: picture["reason"] for picture in left_out}
+    assert list(reasons) == ["Cat/Cat_3.jpg", "Cat/Cat_4.jpg", "Cat/Cat_5.jpg", "Cat/holiday.jpg"]
+    assert "truncated" in reasons["Cat/Cat_3.jpg"]
+    assert reasons["Cat/Cat_4.jpg"].startswith("not a picture (JPEG, PNG")
+    assert reasons["Cat/Cat_5.jpg"] == "No such file or directory"
+    assert reasons["Cat/holiday.jpg"] == "no label"
+
+
+def test_too_few_classes_after_the_check_is_a_sentence(folder):
+    for path in (folder / "Dog").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UsageError, match="only 2 of 4 pictures can be used"):
+        check(label(folder, "folder"), folder)
+
+
+def test_real_photographs_include_two_that_lie_about_their_format(pets):
+    folder = pets[0].parent
+    items, left_out = check(label(folder, r"^(.+)_\d+\.jpg$"), folder)
+    assert len(items) == 120
+    assert not left_out

@@ -1,0 +1,160 @@
+"""Tell how a training goes, and write what later stages need to know about it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import math
+import platform
+import random
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pictures
+from pictures import UsageError
+
+if TYPE_CHECKING:
+    from fastai.vision.all import DataLoaders, Learner
+
+SAVED_PICTURES = 64
+
+
+def multi_label(items: list) -> bool:
+    """Return whether the (path, label) pairs are (path, [label, ...]) pairs."""
+    return isinstance(items[0][1], list)
+
+
+def introduce(dls: DataLoaders, left_out: list[dict], args: argparse.Namespace) -> None:
+    """Print what is about to be trained."""
+    names = ", ".join(dls.vocab[:6]) + (", ..." if len(dls.vocab) > 6 else "")
+    print(f"pictures  {len(dls.train_ds)} to train on, {len(dls.valid_ds)} to validate with")
+    print(f"classes   {len(dls.vocab)}: {names}")
+    for picture in left_out[:3]:
+        print(f"left out  {picture['file']}: {picture['reason']}")
+    if len(left_out) > 3:
+        print(f"left out  {len(left_out) - 3} more, all named in metrics.json")
+    start = "from scratch" if args.weights == "none" else "from ImageNet weights"
+    print(f"model     {args.arch} at {args.size} pixels, {start}, on {dls.device}", flush=True)
+
+
+@contextlib.contextmanager
+def shown(learn: Learner, epochs: int) -> Iterator[list[dict]]:
+    """Print a line per epoch and, on a terminal, a progress bar; yield the epochs' growing list of rows."""
+    from fastai.vision.all import Callback
+    from rich.console import Console
+    from rich.progress import Progress
+
+    rows: list[dict] = []
+
+    def log(values: list) -> None:
+        row = dict(zip(learn.recorder.metric_names, values, strict=True)) | {"epoch": len(rows) + 1}
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if isinstance(value, float))
+        print(f"epoch {row['epoch']}/{epochs}  {numbers}  {row['time']}", flush=True)
+        rows.append(row)
+
+    class Batches(Callback):
+        def after_batch(self) -> None:
+            bar.advance(task)
+
+    hidden = not sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        task = bar.add_task("training", total=epochs * (len(learn.dls.train) + len(learn.dls.valid)))
+        learn.logger = log
+        with learn.added_cbs(Batches()):
+            yield rows
+        learn.logger = print
+
+
+def measure(learn: Learner, args: argparse.Namespace) -> dict:
+    """Return the facts for metrics.json, measured on all validation pictures. Raises UsageError if NaN."""
+    loss, score = map(float, learn.validate())
+    if not math.isfinite(loss):
+        raise UsageError(f"the loss is {loss}, so training ran away; give a lower --lr")
+    multi = multi_label(learn.dls.train_ds.items)
+    return {
+        "task": "multi" if multi else "single",
+        "classes": list(learn.dls.vocab),
+        "accuracy" if multi else "error_rate": score,
+        "valid_loss": loss,
+        "train_pictures": len(learn.dls.train_ds),
+        "valid_pictures": len(learn.dls.valid_ds),
+        "device": str(learn.dls.device),
+        "versions": versions(),
+        "arguments": vars(args) | {"out": str(args.out)},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that export.pkl depends on."""
+    import fastai
+    import PIL
+    import torch
+    import torchvision
+
+    modules = {"fastai": fastai, "torch": torch, "torchvision": torchvision, "pillow": PIL}
+    return {"python": platform.python_version()} | {name: m.__version__ for name, m in modules.items()}
+
+
+def save(learn: Learner, rows: list[dict], args: argparse.Namespace) -> None:
+    """Write everything but metrics.json into the Learner's folder."""
+    import cloudpickle
+
+    learn.save(args.arch, with_opt=False)
+    # export.pkl is loaded where there is no train/: `upright` has to be in it, not only its name.
+    cloudpickle.register_pickle_by_value(pictures)
+    learn.export()
+    with (learn.path / "history.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["epoch", "train_loss", "valid_loss", learn.metrics[0].name, "time"])
+        table.writeheader()
+        table.writerows(rows)
+    (learn.path / "pictures").mkdir()
+    items = spread(list(learn.dls.valid_ds.items), SAVED_PICTURES, args.seed)
+    write(learn.path / "validation.json", answers(learn, items))
+
+
+def write(file: Path, facts: dict | list) -> None:
+    """Write `facts` as JSON."""
+    file.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def spread(items: list, count: int, seed: int) -> list:
+    """Return up to `count` of the (path, label) pairs at random, every label having its turn."""
+    turns: Counter = Counter()
+    drawn = []
+    for path, label in random.Random(seed).sample(items, len(items)):  # noqa: S311
+        turns[str(label)] += 1
+        drawn.append((turns[str(label)], path, label))
+    return [(path, label) for _, path, label in sorted(drawn, key=itemgetter(0))[:count]]
+
+
+def answers(learn: Learner, items: list) -> list[dict]:
+    """Copy pictures beside the Learner; return their files, labels and what the Learner says of them."""
+    dl = learn.dls.test_dl([path for path, _ in items], num_workers=0)
+    probs, _, decoded = learn.get_preds(dl=dl, with_decoded=True)
+    vocab, multi, said = learn.dls.vocab, multi_label(items), []
+    for i, (path, label) in enumerate(items):
+        file = f"pictures/{i:03d}_{path.name}"
+        shutil.copyfile(path, learn.path / file)
+        predicted = [vocab[c] for c in decoded[i].nonzero()[:, 0]] if multi else [vocab[decoded[i]]]
+        labels = label if multi else [label]
+        said.append(
+            {"file": file, "labels": labels, "predicted": predicted, "confidence": float(probs[i].max())}
+        )
+    return said
+
+
+def conclude(metrics: dict, args: argparse.Namespace) -> None:
+    """Print how it went and what comes next."""
+    multi = metrics["task"] == "multi"
+    score = f"accuracy {metrics['accuracy']:.1%}" if multi else f"error rate {metrics['error_rate']:.1%}"
+    print(
+        f"{score} on {metrics['valid_pictures']} validation pictures, after {metrics['seconds']:.0f} seconds"
+    )
+    print(f"the Learner and its metrics are in {args.out}; next: invoke package")
