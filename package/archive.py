@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def members(model: Path) -> dict[str, Path]:
     """What goes into the archive, by name. Raises ArchiveError when something is missing or is a link."""
+    if not model.is_dir():
+        raise ArchiveError(f"there is no folder {model}: run `invoke package` to write it")
     found = sorted((path.relative_to(model).as_posix(), path) for path in model.rglob("*"))
     files = {
         name: path for name, path in found if not is_debris(name) and (path.is_symlink() or path.is_file())

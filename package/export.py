@@ -46,7 +46,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except DifferentError as error:
-        print(f"error: {error}; nothing was written", file=sys.stderr)
+        print(
+            f"error: {error}; nothing was written: compare how the Learner opens and changes pictures with "
+            f"{args.code / 'pixels.py'}",
+            file=sys.stderr,
+        )
         return 1
     except OSError as error:
         print(f"error: {args.out} was not written: {error}", file=sys.stderr)
@@ -232,6 +236,10 @@ def write_graph(graph: "nn.Module", spec: dict, path: Path) -> None:
         cause = brief(error.__cause__ or error)
         raise ExportError(f"torch cannot write the model as ONNX: {cause}") from None
     model = program.model_proto
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise ExportError(
+            "the model fixes how many pictures it takes at once: make it use x.shape[0] instead"
+        )
     for node in model.graph.node:  # the exporter notes the paths of this machine's source files
         node.ClearField("metadata_props")
         node.ClearField("doc_string")

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: threads that spin while they wait slow down whatever else runs on a small machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = r"^(.+)_\d+\.\w+$"
 

@@ -11,13 +11,6 @@ from PIL import Image
 from download import locate
 from pictures import UsageError
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
-    "ignore:The 'mode.chained_assignment' option:DeprecationWarning",
-    # fastcore leaves its config.ini to the garbage collector.
-    "ignore:unclosed file .*config.ini:ResourceWarning",
-)
-
 
 def tgz(*names: str, **links: str) -> bytes:
     """An archive of small pictures called `names`, and of symbolic `links`."""

@@ -96,4 +96,35 @@ def test_every_path_in_the_readme_exists():
     paths = re.findall(
         r"(?:[`( ]|^)((?:[a-z][\w.-]*/)+[\w.-]*|\w+\.(?:py|yaml|lock))(?=[`)\s,:;]|$)", README, re.M
     )
-    made = ("build/", "photos/", "code/", "config/mine.yaml", "config.yaml", "application/")
+    elsewhere = ("build/", "photos/", "code/", "config/mine.yaml", "config.yaml", "application/")
+    names = {file.name for file in ROOT.glob("*/*")}  # as the table of the house says them
+    paths = [path for path in paths if not path.startswith(elsewhere)]
+    assert len(paths) > 15
+    assert not [path for path in paths if not (ROOT / path).exists() and path not in names]
+
+
+def tasks() -> set[str]:
+    """Invoke's verbs: the functions in tasks.py that @task decorates."""
+    tree = ast.parse((ROOT / "tasks.py").read_text()).body
+    functions = [node for node in tree if isinstance(node, ast.FunctionDef)]
+    return {
+        f.name.replace("_", "-") for f in functions if any("task" in ast.unparse(d) for d in f.decorator_list)
+    }
+
+
+def test_every_verb_in_the_readme_is_a_task_or_a_make_target():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    said = re.findall(r"(?:^ {4}|`)((?:make|invoke) [^`\n#]+)", README, re.MULTILINE)
+    assert len(said) > 8
+    for line in said:
+        tool, *words = re.sub(
+            r" -{1,2}[\w-]+( [^-\s]\S*|$)", "", line
+        ).split()  # no options, nor their values
+        verbs = {word for word in words if re.fullmatch("[a-z-]+", word)}
+        assert verbs <= tasks() | (targets if tool == "make" else set()), line
+
+
+def test_every_script_in_the_readme_has_the_flags_it_is_given():
+    for script, rest in re.findall(r"python ((?:\w+/)+\w+\.py)([^`\n]*)", README):
+        known = set(re.findall(r"--[a-z-]+", (ROOT / script).read_text()))
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known | {"--help"}, script

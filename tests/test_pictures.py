@@ -7,11 +7,6 @@ from PIL import Image, ImageOps
 
 from pictures import UsageError, check, label, upright
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
-    "ignore:The 'mode.chained_assignment' option:DeprecationWarning",
-)
-
 
 def stored(im: Image.Image, form: str, orientation: int = 1, **options) -> bytes:
     exif = Image.Exif()

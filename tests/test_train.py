@@ -17,12 +17,6 @@ from PIL import Image
 import sample
 import train
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
-    "ignore:The 'mode.chained_assignment' option:DeprecationWarning",
-    "ignore:unclosed file .*config.ini:ResourceWarning",
-)
-
 TINY = {"labels": LABELS, "arch": "resnet18", "size": 32, "bs": 8, "frozen": 0, "unfrozen": 1}
 TINY |= {"weights": "none", "workers": 0, "seed": 1}
 

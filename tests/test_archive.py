@@ -1,0 +1,146 @@
+"""package/archive.py: the same folder makes the same archive, and nothing else goes into it."""
+
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import archive
+
+MEMBERS = [
+    "code/app.py",
+    "code/fetch.py",
+    "code/inference.py",
+    "code/pixels.py",
+    "code/requirements.txt",
+    "code/server.py",
+    "config.yaml",
+    "model.json",
+    "model.onnx",
+]
+
+
+@pytest.fixture
+def model(project, tmp_path) -> Path:
+    """A copy of the project's model folder, but for the weight of its graph."""
+    folder = shutil.copytree(project / "model", tmp_path / "model")
+    (folder / "model.onnx").write_bytes(os.urandom(10**6))
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All the files below a folder, but for what Python puts there when it serves them."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def pack(model: Path, out: Path) -> int:
+    """Run the script's main."""
+    return archive.main(["--model", str(model), "--out", str(out)])
+
+
+def refused(capsys, model: Path, out: Path, code: int) -> str:
+    """The one sentence of a refusal, which leaves `out` and its folder as they were."""
+    before = content(out.parent) if out.parent.is_dir() else None
+    assert pack(model, out) == code
+    said = capsys.readouterr()
+    assert re.fullmatch(r"error: .+\n", said.err)
+    assert not said.out
+    assert before == (content(out.parent) if out.parent.is_dir() else None)
+    return said.err
+
+
+def test_it_holds_what_the_container_needs_and_no_more(project):
+    with tarfile.open(project / "model.tar.gz") as tar:
+        assert [(info.name, info.isreg(), info.mode) for info in tar] == [
+            (name, True, 0o644) for name in MEMBERS
+        ]
+
+
+def test_it_says_nothing_of_where_it_was_packed(project):
+    with tarfile.open(project / "model.tar.gz") as tar:
+        assert {(info.mtime, info.uid, info.gid, info.uname, info.gname) for info in tar} == {
+            (0, 0, 0, "", "")
+        }
+    header = (project / "model.tar.gz").read_bytes()[:10]
+    assert header[3:8] == bytes(5)  # no file name, no time
+
+
+def test_unpacked_it_is_the_folder(project, tmp_path):
+    shutil.unpack_archive(project / "model.tar.gz", tmp_path / "unpacked", filter="data")
+    assert content(tmp_path / "unpacked") == content(project / "model")
+
+
+def test_the_same_files_make_the_same_bytes_anywhere(project, tmp_path):
+    moved = shutil.copytree(project / "model", tmp_path / "elsewhere")
+    for age, path in enumerate(sorted(moved.rglob("*"), reverse=True)):
+        path.chmod(0o700)
+        os.utime(path, (age, age))
+    (moved / "code" / "__pycache__").mkdir()
+    (moved / "code" / "__pycache__" / "inference.cpython-313.pyc").touch()
+    (moved / ".DS_Store").touch()
+    assert pack(moved, tmp_path / "again.tar.gz") == 0
+    assert (tmp_path / "again.tar.gz").read_bytes() == (project / "model.tar.gz").read_bytes()
+
+
+def test_a_module_of_ones_own_goes_along(model, tmp_path):
+    (model / "code" / "breeds.py").touch()
+    assert pack(model, tmp_path / "model.tar.gz") == 0
+    with tarfile.open(tmp_path / "model.tar.gz") as tar:
+        assert tar.getnames() == sorted([*MEMBERS, "code/breeds.py"])
+
+
+def test_the_printed_sha256_is_the_files(model, tmp_path, capsys):
+    out = tmp_path / "new" / "folder" / "model.tar.gz"
+    assert pack(model, out) == 0
+    printed = re.fullmatch(
+        rf"{re.escape(str(out))}: ([\d.]+) MB, sha256 ([0-9a-f]{{64}})\n", capsys.readouterr().out
+    )
+    assert printed[2] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert float(printed[1]) == pytest.approx(out.stat().st_size / 1e6, abs=0.05)
+    assert [path.name for path in out.parent.iterdir()] == ["model.tar.gz"]
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_missing_file_is_named(model, tmp_path, capsys, name):
+    (model / name).unlink()
+    (tmp_path / "model.tar.gz").write_bytes(b"the one before")
+    said = refused(capsys, model, tmp_path / "model.tar.gz", code=2)
+    assert said == f"error: {model} lacks {name}: run `invoke package` to write it anew\n"
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
+    assert "there is no folder" in refused(capsys, tmp_path / "none", tmp_path / "model.tar.gz", code=2)
+
+
+def test_links_are_refused(model, tmp_path, capsys):
+    (model / "weights").symlink_to(tmp_path)
+    (model / "model.onnx").rename(tmp_path / "model.onnx")
+    (model / "model.onnx").symlink_to(tmp_path / "model.onnx")
+    said = refused(capsys, model, tmp_path / "model.tar.gz", code=2)
+    assert "has links, which SageMaker does not unpack: replace model.onnx, weights" in said
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(model, tmp_path, capsys, monkeypatch):
+    write = archive.write
+
+    def touched(*args):
+        write(*args)
+        (model / "config.yaml").write_text("changed")
+
+    monkeypatch.setattr(archive, "write", touched)
+    assert pack(model, tmp_path / "out" / "model.tar.gz") == 2
+    assert "changed while it was packed" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("place", ["file/model.tar.gz", "folder"], ids=["below a file", "a folder"])
+def test_a_place_that_cannot_be_written_is_a_sentence(model, tmp_path, capsys, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "something").touch()
+    assert f"{tmp_path / place} was not written: " in refused(capsys, model, tmp_path / place, code=3)
