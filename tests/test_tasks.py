@@ -11,6 +11,8 @@ import pytest
 import yaml
 from conftest import ROOT, run
 
+import train
+
 INVOKE = Path(sys.executable).with_name("invoke")
 PETS = yaml.safe_load((ROOT / "config" / "pets.yaml").read_text())
 
@@ -50,7 +52,7 @@ def test_another_file_is_another_project_on_top_of_the_defaults():
     (train,) = said("-f", "config/local.yaml", "train")
     assert value(train, "--out") == "build/local/train"
     assert value(train, "--data") == "sample"
-    assert value(train, "--bs") == str(PETS["train"]["bs"])
+    assert value(train, "--lr") == str(PETS["train"]["lr"])
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,10 @@ def test_a_section_of_the_configuration_is_its_scripts_flags(section, script, gi
     assert {flag.replace("-", "_") for flag in flags} - given_by_tasks == set(PETS[section])
     help_ = invoke(section, "--help").stdout
     assert all(f"--{key.replace('_', '-')}" in help_ for key in PETS[section])
+
+
+def test_pets_yaml_says_the_defaults_that_train_has_by_itself():
+    assert vars(train.arguments(["--out", "x"])) == PETS["train"] | {"out": Path("x")}
 
 
 def test_no_section_has_a_name_that_invoke_needs_itself():
