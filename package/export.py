@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {args.out} was not written: {error}", file=sys.stderr)
         return 3
+    except KeyboardInterrupt:
+        print(f"\nstopped; {args.out} is as it was", file=sys.stderr)
+        return 130
     parity = spec["parity"]
     print(
         f"{args.out}: {len(spec['labels'])} labels; the handlers answer {parity['pictures']} validation "
@@ -87,8 +90,13 @@ def read_facts(train: Path) -> tuple[dict, list[Path]]:
     for name in ("metrics.json", "validation.json", "export.pkl"):
         if not (train / name).is_file():
             raise ExportError(f"{train / name} is missing: run `invoke train` first")
-    facts, entries = (json.loads((train / name).read_text()) for name in ("metrics.json", "validation.json"))
-    pictures = [train / entry["file"] for entry in entries]
+    try:
+        facts, entries = (
+            json.loads((train / f"{name}.json").read_bytes()) for name in ("metrics", "validation")
+        )
+        pictures = [train / entry["file"] for entry in entries]
+    except (ValueError, KeyError, TypeError):
+        raise ExportError(f"{train} holds JSON that train did not write: run `invoke train` again") from None
     missing = [str(picture) for picture in pictures if not picture.is_file()]
     if missing or not pictures:
         lack = missing[0] if missing else "every validation picture"

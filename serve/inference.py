@@ -21,6 +21,7 @@ import time
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,23 +133,14 @@ def input_fn(body: bytes, content_type: str = "", attributes: str = "") -> Batch
 
 def predict_fn(batch: Batch, model: Model) -> Prediction:
     """Decode, resize and classify. A broken picture raises RequestError; in a list, it becomes one."""
-    arrays: list[np.ndarray] = []
-    errors: list[RequestError | None] = []
-    for picture in batch.pictures:  # one after the other: 32 photographs decoded at once would fill gigabytes
-        try:
-            if isinstance(picture, RequestError):
-                raise picture
-            arrays.append(to_pixels(picture, model.steps))
-            errors.append(None)
-        except (NotAPictureError, RequestError) as error:
-            error = error if isinstance(error, RequestError) else not_a_picture(error, batch.bad)
-            if not batch.several:
-                raise error from None
-            errors.append(error)
-    probabilities = np.full((len(errors), len(model.labels)), np.nan, np.float32)
-    if arrays:
-        good = [error is None for error in errors]
-        inputs = {model.session.get_inputs()[0].name: np.stack(arrays)}
+    pixels = [read_pixels(picture, model.steps, batch.bad) for picture in batch.pictures]
+    errors = [result if isinstance(result, RequestError) else None for result in pixels]
+    if errors[0] and not batch.several:
+        raise errors[0]
+    good = [error is None for error in errors]
+    probabilities = np.full((len(good), len(model.labels)), np.nan, np.float32)
+    if any(good):
+        inputs = {model.session.get_inputs()[0].name: np.stack(list(compress(pixels, good)))}
         probabilities[good] = model.session.run(None, inputs)[0]
     return Prediction(probabilities, errors, model, batch)
 
@@ -201,18 +193,29 @@ def refuse(error: RequestError) -> Answer:
 
 
 def read_picture(data: bytes, bad: int) -> Image.Image:
-    """Open one picture; `bad` is the HTTP status if it is none."""
+    """Open one picture; RequestError if it is none (with the status `bad`) or too large."""
     try:
         return open_picture(data)
-    except TooLargeError as error:
-        raise RequestError(413, "too_large", str(error)) from None
-    except NotAPictureError as error:
-        raise not_a_picture(error, bad) from None
+    except (NotAPictureError, TooLargeError) as error:
+        raise picture_error(error, bad) from None
 
 
-def not_a_picture(error: NotAPictureError, status: int) -> RequestError:
-    """pixels.py's finding as the contract's error."""
-    return RequestError(status, "not_a_picture", str(error))
+def read_pixels(
+    picture: Image.Image | RequestError, steps: list[dict], bad: int
+) -> np.ndarray | RequestError:
+    """One picture as the graph wants it, uint8 (height, width, 3), or the reason why not."""
+    if isinstance(picture, RequestError):
+        return picture
+    try:
+        return to_pixels(picture, steps)
+    except (NotAPictureError, TooLargeError) as error:
+        return picture_error(error, bad)
+
+
+def picture_error(error: NotAPictureError | TooLargeError, bad: int) -> RequestError:
+    """What pixels.py says of a picture, in the contract's words."""
+    status, code = (413, "too_large") if isinstance(error, TooLargeError) else (bad, "not_a_picture")
+    return RequestError(status, code, str(error))
 
 
 def read_json(body: bytes, top_k: int) -> Batch:

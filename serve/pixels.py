@@ -41,7 +41,10 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def to_pixels(picture: Image.Image, steps: list[dict]) -> np.ndarray:
-    """Decode, turn upright by EXIF and apply `steps`: uint8 (height, width, 3). Raises NotAPictureError."""
+    """Decode, turn upright by EXIF and apply `steps`: uint8 (height, width, 3).
+
+    Raises NotAPictureError, or TooLargeError for a picture that padding would make so.
+    """
     try:
         picture.load()
         picture = ImageOps.exif_transpose(picture).convert("RGB")
@@ -63,7 +66,7 @@ def apply_step(picture: Image.Image, step: dict) -> Image.Image:
         scale = fit(w / width, h / height)
         box = int(scale * width), int(scale * height)
         if box[0] * box[1] > MAX_PIXELS:
-            raise NotAPictureError("the picture is so long and narrow that padding would fill the memory")
+            raise TooLargeError("the picture is so long and narrow that padding would fill the memory")
         corner = int((w - box[0]) / 2), int((h - box[1]) / 2)  # towards zero, unlike the // of crop_pad above
         picture = crop_pad(picture, corner, box, step["pad"])
     return picture.resize((width, height), Image.Resampling[step["resample"]])

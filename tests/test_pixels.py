@@ -103,7 +103,7 @@ def test_training_augmentation_leaves_no_step():
 
 def test_a_picture_that_padding_would_blow_up_is_refused():
     steps = item_steps(Pipeline([Resize(64, "pad")]))
-    with pytest.raises(NotAPictureError, match="long and narrow"):
+    with pytest.raises(TooLargeError, match="long and narrow"):
         to_pixels(open_picture(encode(Image.new("1", (60_000, 1)))), steps)
 
 
