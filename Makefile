@@ -1,9 +1,10 @@
 # What an empty machine can do: python3 and make are enough, everything else goes into .venv.
-# Verbs that are not here are Invoke's (tasks.py): `make train` is `invoke -f $(CONFIG) train`.
+# Verbs that are not here are Invoke's (tasks.py): `make train CONFIG=config/local.yaml ARGS='--bs 16'` is
+# `invoke -f config/local.yaml train --bs 16`.
 
 PYTHON ?= python3
-CONFIG ?= config/pets.yaml
-ARGS ?=
+CONFIG :=
+ARGS :=
 BIN := .venv/bin
 STAMP := .venv/.complete
 UV := uv==0.13.9
@@ -40,7 +41,7 @@ clean: ## Remove what was built (the set-up stays: remove .venv by hand)
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 $(VERBS): $(STAMP)
-	@$(BIN)/invoke -f $(CONFIG) $@ $(ARGS)
+	@$(BIN)/invoke $(if $(CONFIG),-f $(CONFIG)) $@ $(ARGS)
 
 $(STAMP): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \

@@ -12,6 +12,7 @@ import inspect
 import os
 import shlex
 import sys
+from collections import ChainMap
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
@@ -25,18 +26,17 @@ DEFAULTS = yaml.safe_load((ROOT / "config" / "pets.yaml").read_text())
 
 
 def flags(section: str) -> Callable:
-    """Let a task take every key of a configuration section as an option, for one run."""
+    """Let a task take every key of a configuration section as an option, for one run.
+
+    The task gets them as `flags`, a ChainMap: first what the command line gives, then the configuration.
+    """
 
     def decorate(body: Callable) -> Callable:
         @wraps(body)
         def run(c: Context, *args: object, **options: str | None) -> None:
-            given = {key: options.pop(key) for key in DEFAULTS[section]}
-            body(
-                c,
-                settings(c, section) | {key: value for key, value in given.items() if value},
-                *args,
-                **options,
-            )
+            keys = {key: options.pop(key) for key in DEFAULTS[section]}
+            given = {key: value for key, value in keys.items() if value is not None}
+            body(c, ChainMap(given, settings(c, section)), *args, **options)
 
         own = [p for p in inspect.signature(body).parameters.values() if p.name not in ("c", "flags")]
         keys = [
@@ -62,16 +62,14 @@ def settings(c: Context, section: str) -> dict:
 
 def build(c: Context, stage: str = "") -> str:
     """A stage's folder in build/<project>/."""
-    return os.path.join("build", c.config["project"], stage)
+    return os.path.join("build", str(c.config["project"]), stage)
 
 
 def words(script: str, *arguments: str, **options: object) -> list[str]:
-    """One script's command line."""
+    """One script's command line; an option that is None is left to the script."""
     python = os.path.relpath(sys.executable, ROOT) if ROOT in Path(sys.executable).parents else sys.executable
-    pairs = [
-        (f"--{key.replace('_', '-')}", str(value)) for key, value in options.items() if value is not None
-    ]
-    return [python, script, *(word for pair in pairs for word in pair), *arguments]
+    given = [f"--{key.replace('_', '-')}={value}" for key, value in options.items() if value is not None]
+    return [python, script, *given, *arguments]
 
 
 def say(c: Context, command: list[str]) -> None:
@@ -84,7 +82,7 @@ def say(c: Context, command: list[str]) -> None:
 
 @task(auto_shortflags=False)
 @flags("train")
-def train(c: Context, flags: dict) -> None:
+def train(c: Context, flags: ChainMap) -> None:
     """Fit the model on the project's pictures (flags: train/train.py --help)."""
     say(c, words("train/train.py", **flags, out=build(c, "train")))
 
@@ -99,17 +97,18 @@ def package(c: Context) -> None:
 
 @task(auto_shortflags=False)
 @flags("local")
-def local(c: Context, flags: dict) -> None:
+def local(c: Context, flags: ChainMap) -> None:
     """Serve the packaged model on this machine until Ctrl-C (flags: deploy/local.py --help)."""
     say(c, words("deploy/local.py", model=build(c, "model"), **flags))
 
 
 @task(auto_shortflags=False)
 @flags("local")
-def test_local(c: Context, flags: dict) -> None:
+def test_local(c: Context, flags: ChainMap) -> None:
     """Serve the packaged model, ask it training's validation pictures, and say whether it passed."""
     ask = words("client/cli.py", endpoint=c.config["project"], expect=build(c, "train/validation.json"))
-    say(c, words("deploy/local.py", *ask, model=build(c, "model"), **flags | {"port": 0}))
+    port = flags.maps[0].get("port", 0)  # the configured one may be serving already
+    say(c, words("deploy/local.py", *ask, model=build(c, "model"), **flags | {"port": port}))
 
 
 @task(
@@ -118,13 +117,12 @@ def test_local(c: Context, flags: dict) -> None:
     help={"pictures": "a file, folder, quoted glob or address"},
 )
 @flags("predict")
-def predict(c: Context, flags: dict, pictures: str) -> None:
+def predict(c: Context, flags: ChainMap, pictures: str) -> None:
     """Ask an endpoint about pictures; more of them after -- (flags: client/cli.py --help)."""
-    if flags.get("endpoint"):
-        flags["url"] = None
+    other = "endpoint" if "url" in flags.maps[0] or not flags["endpoint"] else "url"
     asked = [pictures, *(sys.argv[sys.argv.index("--") + 1 :] if c.remainder else [])]
-    asked = [os.path.relpath(name, ROOT) if Path(name).exists() else name for name in asked]
-    say(c, words("client/cli.py", *asked, **flags))
+    asked = [name if "://" in name else os.path.relpath(name, ROOT) for name in asked]
+    say(c, words("client/cli.py", *asked, **flags | {other: None}))
 
 
 ns = Collection(train, package, local, test_local, predict)

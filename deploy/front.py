@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import anyio.to_thread
 import requests
 import uvicorn
 from starlette.applications import Starlette
@@ -40,10 +41,12 @@ def front(listener: socket.socket, backend: str, stack: str) -> Iterator[None]:
 def application(backend: str, stack: str) -> Starlette:
     """The ASGI application that hands requests on to the container's process."""
     ping_path, invocations_path = PATHS[stack]
+    pings = anyio.CapacityLimiter(4)
 
     async def ping(request: Request) -> Response:
-        upstream = await run_in_threadpool(ask, "GET", backend + ping_path, PING_SECONDS)
-        return Response(status_code=upstream[0])
+        # With threads of its own: a health check must not queue behind pictures.
+        reply = await anyio.to_thread.run_sync(ask, "GET", backend + ping_path, PING_SECONDS, limiter=pings)
+        return Response(status_code=reply[0])
 
     async def invocations(request: Request) -> Response:
         headers = {name: value for name, value in request.headers.items() if is_passed_on(name)}

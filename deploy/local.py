@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from front import PATHS, ask, front
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command[:1] == ["--"]:
         del args.command[0]
-    signal.signal(signal.SIGTERM, interrupt)
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, interrupt)
     try:
         with open_socket(args.port) as listener:
             return serve(args.model.resolve(), args.stack, listener, args.command)
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def interrupt(*_: object) -> None:
-    """SIGTERM ends this as Ctrl-C does."""
+    """SIGTERM, and a terminal that is closed, end this as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
@@ -86,13 +87,17 @@ def run(command: list[str], environment: dict[str, str]) -> int:
 
 def aws_environment(url: str) -> dict[str, str]:
     """This environment with boto3's sagemaker-runtime pointed here, and no real credentials in it."""
-    here = {
+    return without_aws() | {
         "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": url,
         "AWS_ACCESS_KEY_ID": "local",
         "AWS_SECRET_ACCESS_KEY": "local",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    return {key: value for key, value in os.environ.items() if not key.startswith("AWS_")} | here
+
+
+def without_aws() -> dict[str, str]:
+    """This environment without the user's AWS settings and credentials."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
 
 
 # --- the container's process
@@ -103,14 +108,15 @@ def container(model: Path, stack: str) -> Iterator[tuple[subprocess.Popen, str, 
     """The model's own server in a session of its own: (process, its address, its log file)."""
     with open_socket(0) as free:
         port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="local-endpoint-") as folder:
-        log = model.parent / "local.log"
-        environment = os.environ | {
-            "PYTHONPATH": f"{model}:{model / 'code'}",  # as in the container
-            "PYTHONDONTWRITEBYTECODE": "1",  # the model folder stays what was packaged
-            "RAY_ADDRESS": "local",  # a cluster of its own, whatever else runs here
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
+    environment = without_aws() | {
+        "PYTHONPATH": f"{model}:{model / 'code'}",  # as in the container
+        "PYTHONDONTWRITEBYTECODE": "1",  # the model folder stays what was packaged
+        "SM_MODEL_DIR": str(model),
+        "RAY_ADDRESS": "local",  # a cluster of its own, whatever else runs here
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    with tempfile.TemporaryDirectory(prefix="local-endpoint-") as folder, ExitStack() as stop:
+        log = Path(folder) / "log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
                 server_command(model, stack, port, Path(folder)),
@@ -121,10 +127,8 @@ def container(model: Path, stack: str) -> Iterator[tuple[subprocess.Popen, str, 
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        try:
-            yield process, f"http://{HOST}:{port}", log
-        finally:
-            stop_session(process)
+            stop.callback(stop_session, process)
+        yield process, f"http://{HOST}:{port}", log
 
 
 def server_command(model: Path, stack: str, port: int, folder: Path) -> list[str]:
@@ -166,7 +170,8 @@ def stop_session(process: subprocess.Popen) -> None:
     """SIGTERM to the server, then SIGKILL to the rest of its session: Ray's helpers outlive their master."""
     import psutil
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
@@ -181,10 +186,9 @@ def open_socket(port: int) -> socket.socket:
     """A listening socket on loopback; LocalError if the port is taken."""
     try:
         return socket.create_server((HOST, port))
-    except OSError as error:
-        text = (
-            f"port {port} cannot be had ({error.strerror}): choose another with --port, or 0 for a free one"
-        )
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        text = f"port {port} cannot be had ({reason}): choose another with --port, or 0 for a free one"
         raise LocalError(text, 2) from None
 
 

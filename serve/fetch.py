@@ -13,15 +13,15 @@ import socket
 import ssl
 import threading
 import time
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 MAX_BYTES = 10 * 10**6
 MAX_REDIRECTS = 3
 CONNECT_SECONDS = 5
 PORTS = {"http": 80, "https": 443}
-WRAPPED_IPV4 = [
-    ipaddress.ip_network(n) for n in ("64:ff9b::/96", "2002::/16", "2001::/32")
-]  # NAT64, 6to4, Teredo
+SAFE = "/?%:@!$&'()*+,;=~[]"  # characters that quoting leaves alone
+GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")  # all that is assigned to the public so far
+WRAPPED_IPV4 = [ipaddress.ip_network(n) for n in ("2002::/16", "2001::/32")]  # 6to4 and Teredo, inside of it
 
 
 class RefusedError(Exception):
@@ -35,9 +35,9 @@ class FailedError(Exception):
 def fetch(url: str, deadline: float) -> bytes:
     """The bytes behind a public http(s) address, by `deadline` (in time.monotonic's seconds).
 
-    Raises RefusedError or FailedError. `SERVE_URLS=off` in the environment refuses every address.
+    Raises RefusedError or FailedError. Any SERVE_URLS but "on" in the environment refuses every address.
     """
-    if os.environ.get("SERVE_URLS", "on").lower() == "off":
+    if os.environ.get("SERVE_URLS", "on").strip().lower() != "on":
         raise RefusedError("this endpoint takes no addresses; send the picture itself")
     try:
         for _ in range(MAX_REDIRECTS + 1):
@@ -46,8 +46,17 @@ def fetch(url: str, deadline: float) -> bytes:
                 return body
             url = urljoin(url, location)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise FailedError(f"the address could not be fetched: {error}") from error
+        raise FailedError(f"the address could not be fetched: {reason(error)}") from error
     raise FailedError(f"the address redirects more than {MAX_REDIRECTS} times")
+
+
+def reason(error: Exception) -> str:
+    """Why a fetch failed, without a word of what the other side said."""
+    if isinstance(error, TimeoutError):
+        return "it did not answer in time"
+    if isinstance(error, OSError):
+        return error.strerror or "the connection failed"
+    return "it is malformed" if isinstance(error, ValueError) else "its answer is not HTTP"
 
 
 def get(url: str, deadline: float) -> tuple[bytes, str | None]:
@@ -57,13 +66,14 @@ def get(url: str, deadline: float) -> tuple[bytes, str | None]:
     # A server that trickles bytes renews the socket's time-out for ever; the watchdog hangs up all the same.
     watchdog = threading.Timer(max(0, deadline - time.monotonic()), hang_up, [sock])
     watchdog.start()
-    connection = http.client.HTTPConnection(parts.hostname, parts.port or PORTS[parts.scheme])
-    connection.sock = sock
     try:
         if isinstance(sock, ssl.SSLSocket):
             sock.do_handshake()
-        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", path, headers={"User-Agent": "fastai-sagemaker", "Accept": "image/*"})
+        connection = http.client.HTTPConnection(parts.hostname, parts.port or PORTS[parts.scheme])
+        connection.sock = sock
+        connection.request(
+            "GET", target(parts), headers={"User-Agent": "fastai-sagemaker", "Accept": "image/*"}
+        )
         response = connection.getresponse()
         if response.status in (301, 302, 303, 307, 308) and response.headers["Location"]:
             return b"", response.headers["Location"]
@@ -72,12 +82,18 @@ def get(url: str, deadline: float) -> tuple[bytes, str | None]:
         body = response.read(MAX_BYTES + 1)
     finally:
         watchdog.cancel()
-        connection.close()
+        sock.close()
     if len(body) > MAX_BYTES:
         raise FailedError(f"behind the address are more than {MAX_BYTES // 10**6} MB")
     if time.monotonic() >= deadline:  # the watchdog may have cut the body short without an error
-        raise TimeoutError("timed out")
+        raise TimeoutError
     return body, None
+
+
+def target(parts: SplitResult) -> str:
+    """An address's path and query as HTTP carries them; people write spaces and accents."""
+    query = f"?{quote(parts.query, safe=SAFE)}" if parts.query else ""
+    return quote(parts.path or "/", safe=SAFE) + query
 
 
 def connect(scheme: str, host: str | None, port: int | None, deadline: float) -> socket.socket:
@@ -97,28 +113,32 @@ def connect(scheme: str, host: str | None, port: int | None, deadline: float) ->
 
 def connect_first(addresses: list[str], port: int, deadline: float) -> socket.socket:
     """A connection to the first address that answers."""
-    error: OSError = TimeoutError("timed out")
+    error: OSError = TimeoutError()
     for address in addresses:
-        seconds = min(CONNECT_SECONDS, deadline - time.monotonic())
-        if seconds <= 0:
+        left = deadline - time.monotonic()
+        if left <= 0:
             break
         try:
-            return socket.create_connection((address, port), seconds)
+            sock = socket.create_connection((address, port), min(CONNECT_SECONDS, left))
         except OSError as refused:
             error = refused
+        else:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            return sock
     raise error
 
 
 def is_public(address: str) -> bool:
     """Whether an IP address belongs to the open internet; IPv4 inside IPv6 counts as what it is."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if ip.version == 6 and any(ip in network for network in WRAPPED_IPV4):
+    if ip.version == 6 and ip.ipv4_mapped:
+        ip = ip.ipv4_mapped
+    if ip.version == 6 and (ip not in GLOBAL_IPV6 or any(ip in network for network in WRAPPED_IPV4)):
         return False
-    ip = (ip.version == 6 and ip.ipv4_mapped) or ip
     return ip.is_global and not ip.is_multicast
 
 
 def hang_up(sock: socket.socket) -> None:
-    """End a connection under a read that waits on it."""
+    """End a connection under a read that waits on it; not by TLS's own shutdown, which would wait as well."""
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)

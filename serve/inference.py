@@ -17,6 +17,8 @@ import hashlib
 import io
 import json
 import logging
+import os
+import threading
 import time
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,7 +41,9 @@ PICTURE_TYPES = ("application/x-image", "application/octet-stream")
 ACCEPTS = ("application/json", "application/jsonlines", "application/x-npy")
 
 log = logging.getLogger("inference")
-fetchers = ThreadPoolExecutor(MAX_PICTURES, thread_name_prefix="fetch")
+# Apart, so that requests which wait for slow addresses do not keep pictures from being answered.
+fetchers = ThreadPoolExecutor(4 * MAX_PICTURES, thread_name_prefix="fetch")
+cores = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))  # one decodes while another has the engine
 
 
 class RequestError(Exception):
@@ -48,7 +52,9 @@ class RequestError(Exception):
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.answer = {"error": code, "message": message[:900]}  # SageMaker cuts error answers at 2,048 bytes
+        # SageMaker cuts the errors that it passes on at 2,048 bytes.
+        short = message.encode(errors="replace")[:600].decode(errors="ignore")
+        self.answer = {"error": code, "message": short}
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,9 @@ def handle(model: Model | None, body: bytes, headers: dict[str, str]) -> Answer:
         accept = choose_accept(headers.get("accept", ""))  # before the work, not after it
         attributes = headers.get("x-amzn-sagemaker-custom-attributes", "")
         batch = input_fn(body, headers.get("content-type", ""), attributes)
-        body, content_type = output_fn(predict_fn(batch, model), accept)
+        with cores:
+            prediction = predict_fn(batch, model)
+        body, content_type = output_fn(prediction, accept)
         return Answer(200, content_type, body)
     except RequestError as error:
         return refuse(error)
@@ -186,7 +194,7 @@ def handle(model: Model | None, body: bytes, headers: dict[str, str]) -> Answer:
 
 def refuse(error: RequestError) -> Answer:
     """An error as an HTTP answer."""
-    return Answer(error.status, "application/json", json.dumps(error.answer).encode())
+    return Answer(error.status, "application/json", json.dumps(error.answer, ensure_ascii=False).encode())
 
 
 # --- what a request says
@@ -252,7 +260,8 @@ def open_instance(instance: object, fetching: Future | None, deadline: float) ->
         if fetching:
             return read_picture(fetching.result(max(0, deadline - time.monotonic())), bad=422)
         if isinstance(instance, dict) and isinstance(instance.get("image"), str) and "url" not in instance:
-            return read_picture(base64.b64decode(instance["image"]), bad=422)
+            text = "".join(instance["image"].split())  # some encoders break lines
+            return read_picture(base64.b64decode(text, validate=True), bad=422)
         return RequestError(422, "no_picture", 'a picture is {"url": "https://..."} or {"image": "<base64>"}')
     except RequestError as error:
         return error
@@ -261,6 +270,7 @@ def open_instance(instance: object, fetching: Future | None, deadline: float) ->
     except FailedError as error:
         return RequestError(422, "address_failed", str(error))
     except TimeoutError:
+        fetching.cancel()
         return RequestError(422, "address_failed", f"the address did not answer within {FETCH_SECONDS} s")
     except ValueError:
         return RequestError(422, "no_picture", '"image" is not base64')
@@ -273,11 +283,11 @@ def read_npy(body: bytes, top_k: int) -> Batch:
         version = np.lib.format.read_magic(stream)
         read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
         shape, fortran, dtype = read_header(stream)
-        if dtype != np.uint8 or fortran or len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
+        if dtype != np.uint8 or fortran or len(shape) not in (3, 4) or shape[-1] != 3 or min(shape) < 1:
             raise ValueError(f"{dtype} {shape}")
         # Not np.load, which reserves whatever memory the header claims, and can unpickle.
         array = np.frombuffer(body, np.uint8, offset=stream.tell()).reshape(shape)
-    except (ValueError, AttributeError):
+    except Exception:  # numpy's header parser lets TokenError, RecursionError and others through
         text = (
             "the body is not a .npy file of a uint8 array (height, width, 3) or (pictures, height, width, 3)"
         )
@@ -321,7 +331,7 @@ def choose_accept(accept: str) -> str:
     ):  # "0" to "1.000": text sorts them
         if quality.strip("0.") and kind in ACCEPTS:
             return kind
-        if quality.strip("0.") and kind in ("*/*", "application/*"):
+        if quality.strip("0.") and kind in ("*/*", "*", "application/*"):
             return ACCEPTS[0]
     raise RequestError(406, "not_acceptable", f"Accept {accept[:100]!r} is not one of: {', '.join(ACCEPTS)}")
 

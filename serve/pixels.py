@@ -5,15 +5,21 @@ are followed to the pixel (fastai 2.8, vision/augment.py: `Resize`, `CropPad`, `
 """
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 50 * 10**6
+MAX_SIDE = 65_535  # pixels; what JPEG can say. Some decoders reserve memory by rows, however few there are
+MAX_SCANS = 200  # of a progressive JPEG: each costs a pass over all pixels, and a few bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS: Pillow starts Ghostscript for it
 PAD_MODES = {"zeros": "constant", "border": "edge", "reflection": "reflect"}  # fastai's names to numpy's
+TIFF_TILE = 322, 323  # TIFF 6.0's TileWidth and TileLength
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow's limit only warns; open_picture refuses, and earlier
+# Pillow warns above its limit and refuses above twice of it, before it reserves memory for a single frame.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class NotAPictureError(ValueError):
@@ -21,7 +27,7 @@ class NotAPictureError(ValueError):
 
 
 class TooLargeError(ValueError):
-    """More than MAX_PIXELS."""
+    """More pixels than MAX_PIXELS, or more work than a picture of that size should be."""
 
 
 def open_picture(data: bytes) -> Image.Image:
@@ -31,28 +37,41 @@ def open_picture(data: bytes) -> Image.Image:
     """
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        tile = [getattr(picture, "tag_v2", {}).get(tag, 0) for tag in TIFF_TILE]
+        excessive = max(picture.size) > MAX_SIDE or tile[0] * tile[1] > MAX_PIXELS
+    except Image.DecompressionBombError:
+        raise TooLargeError(f"the picture has more than {MAX_PIXELS // 10**6} megapixels") from None
     except Exception as error:  # Pillow's readers raise many kinds, SyntaxError and struct.error among them
         text = "this is not a picture that can be read; send JPEG, PNG, WebP, GIF, BMP or TIFF"
         raise NotAPictureError(text) from error
-    if picture.width * picture.height > MAX_PIXELS:
-        size = f"{picture.width} x {picture.height}"
-        raise TooLargeError(f"the picture has {size} pixels; the limit is {MAX_PIXELS // 10**6} megapixels")
+    if excessive or (picture.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS):
+        raise TooLargeError("the picture takes more memory or time than its size allows: save it anew")
     return picture
 
 
 def to_pixels(picture: Image.Image, steps: list[dict]) -> np.ndarray:
-    """Decode, turn upright by EXIF and apply `steps`: uint8 (height, width, 3).
+    """Decode, turn upright by EXIF and apply `steps`: uint8 (height, width, 3). Closes the picture.
 
     Raises NotAPictureError, or TooLargeError for a picture that padding would make so.
     """
     try:
         picture.load()
-        picture = ImageOps.exif_transpose(picture).convert("RGB")
+        rgb = upright(picture).convert("RGB")
     except Exception as error:
         raise NotAPictureError("the picture is broken or truncated") from error
+    finally:
+        picture.close()  # or 32 decoded photographs would stay in memory until their request is answered
     for step in steps:
-        picture = apply_step(picture, step)
-    return np.asarray(picture)
+        rgb = apply_step(rgb, step)
+    return np.asarray(rgb)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says; as it lies if the EXIF block is damaged, as browsers do."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # Pillow's EXIF reader raises many kinds, too
+        return picture
 
 
 def apply_step(picture: Image.Image, step: dict) -> Image.Image:

@@ -24,13 +24,16 @@ from inference import MAX_BODY, Model, handle, model_fn
 # In the archive this file is code/server.py, and the folder above is the model.
 MODEL_DIR = Path(os.environ.get("SM_MODEL_DIR", Path(__file__).resolve().parents[1]))
 DRAIN_SECONDS = 25  # SageMaker sends SIGTERM, and SIGKILL 30 s later
-threads = anyio.CapacityLimiter(2 * (os.cpu_count() or 1))  # one decodes while another has the engine
+threads = anyio.CapacityLimiter(64)  # requests under way at once; those that decode are fewer (inference.py)
 log = logging.getLogger("server")
 
 
 async def answer(model: Model | None, request: Request) -> Response:
     """One HTTP request through the handlers, on another thread: the event loop stays free for /ping."""
-    body = await read_body(request)
+    try:
+        body = await read_body(request)
+    except ClientDisconnect:
+        return Response(status_code=400)  # nobody is there to read it
     status, content_type, body = await anyio.to_thread.run_sync(
         handle, model, body, request.headers, limiter=threads
     )
@@ -57,10 +60,7 @@ async def ping(request: Request) -> Response:
 
 async def invocations(request: Request) -> Response:
     """SageMaker's request for a prediction."""
-    try:
-        return await answer(request.app.state.model, request)
-    except ClientDisconnect:
-        return Response(status_code=400)  # nobody is there to read it
+    return await answer(request.app.state.model, request)
 
 
 def application() -> Starlette:

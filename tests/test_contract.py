@@ -60,7 +60,7 @@ def check_error(reply: requests.Response, status: int, code: str, says: str = ""
 
 def test_ping_is_200_and_empty(url):
     reply = requests.get(f"{url}/ping", timeout=10)
-    assert reply.status_code == 200
+    assert (reply.status_code, reply.content) == (200, b"")
 
 
 def test_one_picture_has_one_answer_best_first(url, cat):
@@ -150,7 +150,7 @@ def test_a_custom_attribute_top_k_that_is_no_number(url, cat):
 
 
 @pytest.mark.parametrize(
-    "accept", ["*/*", "application/json", "application/*", "text/html, application/json;q=0.5"]
+    "accept", ["*/*", "*", "application/json", "application/*", "text/html, application/json;q=0.5"]
 )
 def test_json_is_what_most_accept_headers_get(url, cat, accept):
     assert post(url, cat, Accept=accept).headers["content-type"] == "application/json"
@@ -198,6 +198,9 @@ def test_400_for_broken_json(url, body):
         npy(np.array([{"a": 1}], dtype=object), pickled=True),
         npy(np.zeros((4, 4, 3), np.uint8))[:-1],
         npy(np.zeros((4, 4, 3), np.uint8)).replace(b"(4, 4, 3)", b"(99999999, 99999, 3)"),
+        npy(np.zeros((4, 4, 3), np.uint8)).replace(b"(4, 4, 3)", b"(-1, 4, 3)"),
+        npy(np.zeros((4, 4, 3), np.uint8)).replace(b"{'descr'", b"{[]: 1, '"),
+        npy(np.zeros((4, 4, 3), np.uint8)).replace(b"{'descr'", b"((((((((("),
     ],
 )  # fmt: skip
 def test_400_for_an_array_that_is_no_picture_or_lies_about_its_size(url, body):
@@ -257,6 +260,11 @@ def test_422_for_more_pictures_than_32(url):
 def test_422_for_base64_that_is_no_picture(url, image):
     reply = post(url, {"image": image})
     assert (reply.status_code, reply.json()["error"]) in [(422, "no_picture"), (422, "not_a_picture")]
+
+
+def test_an_error_stays_short_whatever_it_quotes(url):
+    check_error(post(url, b"x", "é" * 900), 415, "unsupported_type")
+    check_error(post(url, {"url": "http://" + "é" * 900}), 422, "address_failed")
 
 
 @pytest.mark.parametrize("address", ["http://169.254.169.254/", "http://127.0.0.1/", "file:///etc/passwd"])

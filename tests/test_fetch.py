@@ -4,17 +4,22 @@ A name's addresses come from a resolver of the test's own, and connections to on
 to a server on loopback; the guard itself runs as it is, down to the address that it connects to.
 """
 
+import datetime
 import http.server
 import io
 import json
-import os
 import socket
+import ssl
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import requests
 import uvicorn
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 import fetch
@@ -36,6 +41,7 @@ class Site(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     hosts: list[str] = []  # noqa: RUF012
+    httpd: http.server.ThreadingHTTPServer
 
     def do_GET(self) -> None:
         self.hosts.append(self.headers["Host"])
@@ -53,6 +59,11 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.reply(200, b"<html>no picture</html>")
         elif page in ("/drip", "/drip-headers"):
             self.drip(page)
+        elif page == "/late":
+            time.sleep(0.6)
+            self.reply(200, png())
+        elif page == "/caf%C3%A9%20.png":
+            self.reply(200, self.path.encode())
         else:
             self.reply(404, b"nothing")
 
@@ -104,6 +115,7 @@ def site(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(socket, "create_connection", connect)
     Site.hosts.clear()
+    Site.httpd = httpd
     yield names, connections
     httpd.shutdown()
     httpd.server_close()
@@ -181,6 +193,10 @@ def test_several_addresses_are_fetched_side_by_side_and_a_bad_one_spoils_none(as
         "http://[::ffff:127.0.0.1]/",
         "http://[::ffff:169.254.169.254]/",
         "http://[64:ff9b::a9fe:a9fe]/",
+        "http://[64:ff9b:1::a9fe:a9fe]/",
+        "http://[::127.0.0.1]/",
+        "http://[::ffff:0:127.0.0.1]/",
+        "http://[fec0::1]/",
         "http://[2002:7f00:1::]/",
         "http://[fe80::1]/",
         "http://[fd00:ec2::254]/",
@@ -265,9 +281,49 @@ def test_a_server_that_trickles_is_cut_off_at_the_deadline(site, page):
     assert time.monotonic() - start < 3
 
 
-def test_https_needs_a_certificate_that_the_name_has(site):
-    with pytest.raises(fetch.FailedError):  # the site speaks plain HTTP on every port
-        get("https://pets.example/cat.png")
+def test_the_seconds_to_connect_are_not_the_seconds_to_answer(site, monkeypatch):
+    monkeypatch.setattr(fetch, "CONNECT_SECONDS", 0.2)
+    assert get("http://pets.example/late") == png()
+
+
+def test_spaces_and_accents_are_sent_as_browsers_send_them(site):
+    assert get("http://pets.example/café .png?q=café [1]") == b"/caf%C3%A9%20.png?q=caf%C3%A9%20[1]"
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_https_needs_a_certificate_that_is_trusted_and_has_the_name(site, monkeypatch, tmp_path, trusted):
+    """A site with a certificate of its own making; then with that certificate among the trusted ones."""
+    _, connections = site
+    certificate(tmp_path, "pets.example")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    Site.httpd.socket = server.wrap_socket(Site.httpd.socket, server_side=True)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        assert get("https://pets.example/cat.png") == png()
+        with pytest.raises(fetch.FailedError, match="CERTIFICATE_VERIFY_FAILED"):
+            get(f"https://{PUBLIC}/cat.png")
+    else:
+        with pytest.raises(fetch.FailedError, match="CERTIFICATE_VERIFY_FAILED"):
+            get("https://pets.example/cat.png")
+    assert set(connections) == {(PUBLIC, 443)}
+
+
+def certificate(folder: Path, name: str) -> None:
+    """A self-signed certificate for `name`, as cert.pem and key.pem."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    pem = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(key.private_bytes(*pem))
 
 
 @pytest.mark.parametrize(
@@ -278,8 +334,30 @@ def test_a_malformed_address_never_raises_anything_else(site, url):
         get(url)
 
 
-def test_addresses_can_be_switched_off(ask, site, monkeypatch):
-    monkeypatch.setitem(os.environ, "SERVE_URLS", "off")
+@pytest.mark.parametrize("value", ["off", "OFF", "0", "false", "no"])
+def test_addresses_can_be_switched_off(ask, site, monkeypatch, value):
+    monkeypatch.setenv("SERVE_URLS", value)
     status, answer = ask({"url": "http://pets.example/cat.png"})
     assert (status, answer["error"]) == (422, "address_refused")
     assert json.dumps(answer).count("takes no addresses") == 1
+
+
+def test_slow_names_keep_nobody_else_waiting(ask, site, monkeypatch):
+    """A resolver that does not answer holds up the requests that need it, and no others."""
+    slow, resolve = threading.Event(), socket.getaddrinfo
+
+    def wait(host: str, *args: object, **options: object) -> list:
+        if host == "slow.example":
+            slow.wait(20)
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    waiting = [threading.Thread(target=ask, args=[{"url": "http://slow.example/"}]) for _ in range(8)]
+    for thread in waiting:
+        thread.start()
+    start = time.monotonic()
+    assert ask({"url": "http://pets.example/cat.png"})[0] == 200
+    assert time.monotonic() - start < 5
+    slow.set()
+    for thread in waiting:
+        thread.join()

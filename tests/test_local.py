@@ -1,5 +1,6 @@
 """The local endpoint: SageMaker's face before both stacks, and nothing left behind."""
 
+import http.server
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import pytest
 import requests
 from botocore.exceptions import ClientError
 from conftest import run, serving
+
+import front
 
 
 def session_of(pid: int) -> list[psutil.Process]:
@@ -72,16 +76,41 @@ def test_boto3_raises_the_containers_error_as_sagemakers_model_error(runtime):
     assert reply["ResponseMetadata"]["HTTPStatusCode"] == 424
 
 
-def test_only_the_headers_that_sagemaker_passes_on_reach_the_container(endpoint):
-    picture = a_picture(endpoint.project)
-    reply = requests.post(
-        f"{endpoint.url}/invocations",
-        picture,
-        headers={"X-Other": "1", "Content-Type": "image/jpeg"},
-        timeout=30,
-    )
-    assert reply.status_code == 200
-    assert reply.headers["content-type"] == "application/json"
+def test_only_the_headers_that_sagemaker_passes_on_reach_the_container():
+    """A container that answers with the headers that it was sent."""
+
+    class Echo(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps({name.lower(): value for name, value in self.headers.items()}).encode()
+            self.send_response(200)
+            self.send_header("X-Amzn-SageMaker-Custom-Attributes", "a=1")
+            self.send_header("X-Other", "1")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    echo = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=echo.serve_forever, args=[0.05], daemon=True).start()
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/invocations"
+    sent = {
+        "X-Other": "1",
+        "Cookie": "a=1",
+        "Content-Type": "image/png",
+        "X-Amzn-SageMaker-Custom-Attributes": "b=2",
+    }
+    with front.front(listener, f"http://127.0.0.1:{echo.server_port}", "plain"):
+        reply = requests.post(url, b"x", headers=sent, timeout=10)
+    echo.shutdown()
+    echo.server_close()
+    arrived = reply.json()
+    assert (arrived["content-type"], arrived["x-amzn-sagemaker-custom-attributes"]) == ("image/png", "b=2")
+    assert not {"x-other", "cookie"} & set(arrived)
+    assert reply.headers["x-amzn-sagemaker-custom-attributes"] == "a=1"
+    assert "x-other" not in reply.headers
 
 
 def test_real_photographs_have_identical_answers_from_both_stacks(endpoint, ray_endpoint, pets):
@@ -94,11 +123,17 @@ def test_real_photographs_have_identical_answers_from_both_stacks(endpoint, ray_
         assert one.content == other.content
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_end_it_with_0_and_leave_no_process(project, sign):
+@pytest.mark.parametrize(
+    "signs",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGTERM, signal.SIGTERM]],
+    ids=["ctrl-c", "sigterm", "the terminal is closed", "impatience"],
+)
+def test_however_it_is_ended_it_leaves_no_process(project, signs):
     with serving(project, "plain") as endpoint:
         containers = containers_of(endpoint.process)
-        endpoint.process.send_signal(sign)
+        for sign in signs:
+            endpoint.process.send_signal(sign)
+            time.sleep(0.05)
         assert endpoint.process.wait(30) == 0
     assert containers
     assert all(session_of(pid) == [] for pid in containers)
@@ -138,6 +173,12 @@ def test_a_busy_port_is_a_sentence(project):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         done = run("deploy/local.py", "--model", project / "model", "--port", port, code=2)
+    assert done.stderr.startswith(f"error: port {port} cannot be had")
+
+
+@pytest.mark.parametrize("port", [99999, -1])
+def test_a_port_that_cannot_exist_is_a_sentence(project, port):
+    done = run("deploy/local.py", "--model", project / "model", f"--port={port}", code=2)
     assert done.stderr.startswith(f"error: port {port} cannot be had")
 
 

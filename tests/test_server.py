@@ -4,8 +4,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,19 +21,28 @@ import inference, server
 load, predict = inference.model_fn, inference.predict_fn
 def slow_load(folder):
     time.sleep(1.5)
-    return load(folder)
+    model = load(folder)
+    inference.predict_fn = slow_predict
+    return model
 def slow_predict(batch, model):
+    print("predicting", flush=True)
     time.sleep(1)
     return predict(batch, model)
-server.model_fn, inference.predict_fn = slow_load, slow_predict
+server.model_fn = slow_load
 raise SystemExit(server.main(sys.argv[1:]))
 """
 
 
-def start(model: Path, port: int, script: list[str] | None = None) -> subprocess.Popen:
-    script = script or [str(model / "code" / "server.py")]
+@contextmanager
+def running(model: Path, port: int, program: str = "") -> Iterator[subprocess.Popen]:
+    """The model's server.py (or a `program` round it) as a process, until the block ends."""
+    script = ["-c", program.format(code=str(model / "code"))] if program else [model / "code" / "server.py"]
     command = [sys.executable, "-B", *script, "--model", model, "--port", str(port)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -40,6 +51,10 @@ def port() -> int:
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
+
+
+def a_picture(project: Path) -> bytes:
+    return sorted((project / "train" / "pictures").iterdir())[0].read_bytes()
 
 
 def wait_for_ping(url: str, *statuses: int) -> int:
@@ -57,64 +72,62 @@ def wait_for_ping(url: str, *statuses: int) -> int:
 
 
 def test_ping_and_invocations_are_503_until_the_model_has_answered_once(project, port):
-    slow = SLOW.format(code=str(project / "model" / "code"))
-    process = start(project / "model", port, ["-c", slow])
     url = f"http://127.0.0.1:{port}"
-    try:
+    with running(project / "model", port, SLOW):
         assert wait_for_ping(url, 200, 503) == 503
         early = requests.post(f"{url}/invocations", b"x", timeout=5)
         assert (early.status_code, early.json()["error"]) == (503, "not_loaded")
         wait_for_ping(url, 200)
         assert requests.post(f"{url}/invocations", b"x", timeout=5).status_code == 400
-    finally:
-        process.terminate()
-        process.communicate()
 
 
 def test_a_request_in_flight_is_answered_after_sigterm(project, port):
-    slow = SLOW.format(code=str(project / "model" / "code"))
-    process = start(project / "model", port, ["-c", slow])
     url = f"http://127.0.0.1:{port}"
-    wait_for_ping(url, 200)
-    picture = sorted((project / "train" / "pictures").iterdir())[0].read_bytes()
-    statuses = []
-    asking = threading.Thread(
-        target=lambda: statuses.append(requests.post(f"{url}/invocations", picture, timeout=20).status_code)
-    )
-    asking.start()
-    time.sleep(0.4)
-    process.send_signal(signal.SIGTERM)
-    asking.join()
-    process.communicate(timeout=20)
-    assert statuses == [200]
+    with running(project / "model", port, SLOW) as process, ThreadPoolExecutor() as pool:
+        wait_for_ping(url, 200)
+        asking = pool.submit(requests.post, f"{url}/invocations", a_picture(project), timeout=20)
+        assert process.stdout.readline().startswith("INFO server: ready")
+        assert process.stdout.readline() == "predicting\n"
+        process.send_signal(signal.SIGTERM)
+        assert asking.result().status_code == 200
+        process.wait(20)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_the_reason(project, tmp_path, port):
     model = Path(shutil.copytree(project / "model", tmp_path / "model"))
     with open(model / "model.onnx", "ab") as file:
         file.write(b"x")
-    process = start(model, port)
-    output, _ = process.communicate(timeout=30)
+    with running(model, port) as process:
+        output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "package it again" in output
     assert "Traceback" not in output
 
 
-def test_ping_answers_at_once_while_pictures_are_being_read(endpoint):
-    """64 requests wait for a core; the health check, which SageMaker gives 2 s, must not."""
-    picture = sorted((endpoint.project / "train" / "pictures").iterdir())[0].read_bytes()
-    statuses = []
+def test_ping_answers_at_once_while_pictures_are_being_read(project, port):
+    """32 requests of a second each wait for a core; the health check, which SageMaker gives 2 s, must not."""
+    url = f"http://127.0.0.1:{port}"
+    with running(project / "model", port, SLOW) as process, ThreadPoolExecutor(32) as pool:
+        wait_for_ping(url, 200)
+        for _ in range(32):
+            pool.submit(requests.post, f"{url}/invocations", a_picture(project), timeout=60)
+        while process.stdout.readline() != "predicting\n":
+            pass
+        assert requests.get(f"{url}/ping", timeout=2).status_code == 200
 
-    def ask() -> None:
-        statuses.append(requests.post(f"{endpoint.url}/invocations", picture, timeout=60).status_code)
 
-    asking = [threading.Thread(target=ask) for _ in range(64)]
-    for thread in asking:
-        thread.start()
-    assert requests.get(f"{endpoint.url}/ping", timeout=2).status_code == 200
-    for thread in asking:
-        thread.join()
-    assert statuses == [200] * 64
+def test_a_failure_of_ours_is_500_with_an_id_that_the_log_repeats(project, port):
+    url = f"http://127.0.0.1:{port}"
+    failing = SLOW.replace("time.sleep(1)\n", "raise OSError('secret')\n")
+    with running(project / "model", port, failing) as process:
+        wait_for_ping(url, 200)
+        reply = requests.post(f"{url}/invocations", a_picture(project), timeout=20)
+        process.terminate()
+        log, _ = process.communicate(timeout=20)
+    assert (reply.status_code, reply.json()["error"]) == (500, "internal")
+    assert "secret" not in reply.text
+    assert f"request {reply.json()['message'].split()[-1]} failed" in log
+    assert "OSError: secret" in log
 
 
 def test_the_server_in_the_archive_is_the_one_in_the_repository(project):

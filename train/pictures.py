@@ -36,7 +36,12 @@ def upright(picture: Path | str | bytes):  # noqa: ANN201  (fastai would take th
     with Image.open(file, formats=FORMATS) as im:
         if im.width * im.height > MAX_PIXELS:
             raise ValueError(f"{im.width} x {im.height} is more than {MAX_PIXELS / 1e6:.0f} megapixels")
-        return PILImage(ImageOps.exif_transpose(im).convert("RGB"))
+        im.load()
+        try:
+            turned = ImageOps.exif_transpose(im)
+        except Exception:  # damaged EXIF: as it lies, like the server and browsers
+            turned = im
+        return PILImage(turned.convert("RGB"))
 
 
 def progress(items: Iterable, total: int | None, what: str) -> Iterator:
