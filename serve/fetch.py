@@ -62,11 +62,12 @@ def reason(error: Exception) -> str:
 def get(url: str, deadline: float) -> tuple[bytes, str | None]:
     """One GET: the body, and the place that it redirects to, if it does."""
     parts = urlsplit(url)
-    sock = connect(parts.scheme, parts.hostname, parts.port, deadline)
-    # A server that trickles bytes renews the socket's time-out for ever; the watchdog hangs up all the same.
-    watchdog = threading.Timer(max(0, deadline - time.monotonic()), hang_up, [sock])
-    watchdog.start()
-    try:
+    with contextlib.ExitStack() as cleanup:
+        sock = cleanup.enter_context(connect(parts.scheme, parts.hostname, parts.port, deadline))
+        # A server that trickles bytes renews the socket's time-out for ever; the watchdog hangs up anyway.
+        watchdog = threading.Timer(max(0, deadline - time.monotonic()), hang_up, [sock])
+        watchdog.start()
+        cleanup.callback(watchdog.cancel)
         if isinstance(sock, ssl.SSLSocket):
             sock.do_handshake()
         connection = http.client.HTTPConnection(parts.hostname, parts.port or PORTS[parts.scheme])
@@ -74,15 +75,12 @@ def get(url: str, deadline: float) -> tuple[bytes, str | None]:
         connection.request(
             "GET", target(parts), headers={"User-Agent": "fastai-sagemaker", "Accept": "image/*"}
         )
-        response = connection.getresponse()
+        response = cleanup.enter_context(connection.getresponse())
         if response.status in (301, 302, 303, 307, 308) and response.headers["Location"]:
             return b"", response.headers["Location"]
         if response.status != 200:
             raise FailedError(f"the address answered with status {response.status}")
         body = response.read(MAX_BYTES + 1)
-    finally:
-        watchdog.cancel()
-        sock.close()
     if len(body) > MAX_BYTES:
         raise FailedError(f"behind the address are more than {MAX_BYTES // 10**6} MB")
     if time.monotonic() >= deadline:  # the watchdog may have cut the body short without an error

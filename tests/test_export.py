@@ -332,8 +332,8 @@ def test_handlers_that_resize_otherwise_stop_the_export(trained, tmp_path, capsy
 
 
 def test_the_worst_picture_is_named(trained, photos, tmp_path, capsys):
-    old, size = "picture = apply_step(picture, step)", upright(photos[5]).size
-    new = f"picture = apply_step(ImageOps.invert(picture) if picture.size == {size} else picture, step)"
+    old, size = "rgb = apply_step(rgb, step)", upright(photos[5]).size
+    new = f"rgb = apply_step(ImageOps.invert(rgb) if rgb.size == {size} else rgb, step)"
     code = tampered(tmp_path / "code", "pixels.py", old, new)
     assert photos[5].name in call(capsys, trained, tmp_path / "model", "--code", code, code=1)
 
