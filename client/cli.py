@@ -228,7 +228,7 @@ def judge(rows: list[dict], expected: dict[str, dict], source: Path) -> dict:
     worst = max((t["difference"] for t in answered), default=0)
     sentence = (
         f"{'passed' if passed else 'failed'}: {agree} of {len(compared)} answers agree with training; "
-        f"largest difference in confidence {worst:.4f}; "
+        f"largest difference in confidence {worst:.1e}; "
         f"{right} of {len(compared)} ({100 * right / len(compared):.0f} %) match the label"
     )
     return {

@@ -180,7 +180,7 @@ def test_answers_that_agree_with_training_pass(tmp_path, capsys):
         code, out, _ = run(capsys, "--url", server.url, "--expect", file)
     assert code == 0
     assert out.splitlines()[-1] == (
-        "passed: 2 of 2 answers agree with training; largest difference in confidence 0.0003; "
+        "passed: 2 of 2 answers agree with training; largest difference in confidence 3.0e-04; "
         "1 of 2 (50 %) match the label"
     )
     assert re.search(r"001\.png .* ✓ 90\.0 % +dog ", out)

@@ -44,7 +44,7 @@ def trained(drawn, tmp_path_factory):
     assert not done.stderr
     assert "left out  Cat_40.jpg: image file is truncated" in done.stdout
     assert "epoch 2/2" in done.stdout
-    assert done.stdout.endswith("next: invoke package\n")
+    assert done.stdout.endswith("the next task is package\n")
     return out
 
 

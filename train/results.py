@@ -157,4 +157,4 @@ def conclude(metrics: dict, args: argparse.Namespace) -> None:
     print(
         f"{score} on {metrics['valid_pictures']} validation pictures, after {metrics['seconds']:.0f} seconds"
     )
-    print(f"the Learner and its metrics are in {args.out}; next: invoke package")
+    print(f"the Learner and its metrics are in {args.out}; the next task is package")
