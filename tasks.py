@@ -36,7 +36,7 @@ def flags(section: str) -> Callable:
         def run(c: Context, *args: object, **options: str | None) -> None:
             keys = {key: options.pop(key) for key in DEFAULTS[section]}
             given = {key: value for key, value in keys.items() if value is not None}
-            body(c, ChainMap(given, settings(c, section)), *args, **options)
+            body(c, ChainMap(given, dict(c.config[section])), *args, **options)
 
         own = [p for p in inspect.signature(body).parameters.values() if p.name not in ("c", "flags")]
         keys = [
@@ -49,15 +49,14 @@ def flags(section: str) -> Callable:
     return decorate
 
 
-def settings(c: Context, section: str) -> dict:
-    """One section of the configuration; a file or a section that Invoke would pass over stops here."""
+def check(c: Context) -> None:
+    """Stop at a file or a section that Invoke would pass over without a word."""
     file = getattr(c.config, "_runtime_path", None)
     if file and not Path(file).is_file():
         raise Exit(f"error: there is no {file}: name a file in config/ with -f", 2)
     unknown = set(c.config) - set(DEFAULTS) - {"run", "runners", "sudo", "tasks", "timeouts"}
     if unknown:
         raise Exit(f"error: no section is called {', '.join(unknown)}: there are {', '.join(DEFAULTS)}", 2)
-    return dict(c.config[section])
 
 
 def build(c: Context, stage: str = "") -> str:
@@ -74,6 +73,7 @@ def words(script: str, *arguments: str, **options: object) -> list[str]:
 
 def say(c: Context, command: list[str]) -> None:
     """Echo a command, run it from the project's folder, and end with its exit code if that is not 0."""
+    check(c)
     with nullcontext() if Path.cwd() == ROOT else c.cd(str(ROOT)):
         result = c.run(shlex.join(command), echo=True, warn=True, pty=sys.stdout.isatty())
     if not result.ok:

@@ -76,15 +76,16 @@ def test_an_unknown_key_reaches_the_script_and_fails_there_by_name(tmp_path):
     assert "unrecognized arguments: --epochs=3" in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["train", "package", "test-local"])
 @pytest.mark.parametrize(
     ("text", "says"),
     [("trian:\n  bs: 3\n", "no section is called trian"), (None, "there is no ")],
     ids=["a section that does not exist", "a file that does not exist"],
 )
-def test_what_invoke_would_pass_over_is_a_sentence(tmp_path, text, says):
+def test_what_invoke_would_pass_over_is_a_sentence(tmp_path, text, says, verb):
     if text:
         (tmp_path / "mine.yaml").write_text(text)
-    done = invoke("-f", str(tmp_path / "mine.yaml"), "train")
+    done = invoke("-f", str(tmp_path / "mine.yaml"), verb)
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
