@@ -17,7 +17,7 @@ VERBS := $(filter-out $(OWN) $(STAMP),$(MAKECMDGOALS))
 .DEFAULT_GOAL := help
 
 help: ## List every verb
-	@echo "make VERB [CONFIG=config/local.yaml] [ARGS='--bs 16']"
+	@echo "make VERB [CONFIG=config/local.yaml] [ARGS='--bs 16']   (make predict ARGS=photos/)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 	@echo "and Invoke's (invoke VERB --help tells more):"
 	@awk -F '"""' '/^def / {split($$1, part, /[ (]/); name = part[2]; gsub("_", "-", name)} /^@task/ {task = 1} \

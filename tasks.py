@@ -11,10 +11,11 @@ build/<project>/, given here.
 import inspect
 import os
 import shlex
+import signal
+import subprocess
 import sys
 from collections import ChainMap
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 
@@ -72,12 +73,28 @@ def words(script: str, *arguments: str, **options: object) -> list[str]:
 
 
 def say(c: Context, command: list[str]) -> None:
-    """Echo a command, run it from the project's folder, and end with its exit code if that is not 0."""
+    """Echo a command, run it from the project's folder, and end with its exit code if that is not 0.
+
+    Not by Invoke's own runner: a command that serves must get the signals, with a terminal and without.
+    """
     check(c)
-    with nullcontext() if Path.cwd() == ROOT else c.cd(str(ROOT)):
-        result = c.run(shlex.join(command), echo=True, warn=True, pty=sys.stdout.isatty())
-    if not result.ok:
-        raise Exit(code=result.exited)
+    place = "" if Path.cwd() == ROOT else f"cd {shlex.quote(str(ROOT))} && "
+    print(place + shlex.join(command), file=sys.stderr, flush=True)  # stdout is the command's
+    if c.config.run.dry:
+        return
+    process = subprocess.Popen(command, cwd=ROOT)
+
+    def forward(number: int, _: object) -> None:
+        if (
+            number != signal.SIGINT or not sys.stdin.isatty()
+        ):  # a terminal's Ctrl-C reaches the command by itself
+            process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, forward)
+    code = process.wait()
+    if code:
+        raise Exit(code=code if code > 0 else 128 - code)
 
 
 @task(auto_shortflags=False)

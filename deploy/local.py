@@ -69,7 +69,10 @@ def serve(model: Path, stack: str, listener: socket.socket, command: list[str]) 
     start = time.monotonic()
     with container(model, stack) as (process, backend, log), front(listener, backend, stack):
         wait_until_it_answers(process, backend + PATHS[stack][1], log)
-        print(f"{model} answers at {url} ({stack}, ready in {time.monotonic() - start:.1f} s)", flush=True)
+        print(
+            f"{os.path.relpath(model)} answers at {url} ({stack}, ready in {time.monotonic() - start:.1f} s)",
+            flush=True,
+        )
         if command:
             return run(command, aws_environment(url))
         print(f"ask it: python client/cli.py PICTURE... --url {url}\nlog: {log}; Ctrl-C ends it", flush=True)

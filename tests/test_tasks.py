@@ -3,11 +3,13 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 from conftest import ROOT, run
 
@@ -27,8 +29,7 @@ def said(*words: str, **options: object) -> list[list[str]]:
     """The commands that `invoke --dry ...` prints, as words, without the interpreter."""
     done = invoke("--dry", *words, **options)
     assert done.returncode == 0, done.stderr
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
-    return [shlex.split(line)[1:] for line in lines]
+    return [shlex.split(line)[1:] for line in done.stderr.splitlines()]
 
 
 def value(command: list[str], flag: str) -> str:
@@ -95,16 +96,16 @@ def test_a_failed_script_ends_the_road_with_its_exit_code():
     done = invoke("-f", "config/local.yaml", "train", "--weights", "no-such-weights", "package")
     assert done.returncode == 2
     assert "no-such-weights" in done.stderr
-    assert "package/export.py" not in done.stdout
+    assert "package/export.py" not in done.stderr
 
 
 def test_pictures_are_relative_to_where_the_user_stands():
     done = invoke("--dry", "predict", "README.md", "--top-k", "3", cwd=ROOT)
-    assert " README.md" in done.stdout
+    assert " README.md" in done.stderr
     for name in ("predictor.py", "*.py"):
         done = invoke("--dry", "predict", name, cwd=ROOT / "client")
-        assert f"cd {ROOT} &&" in done.stdout
-        assert f"client/{name}" in done.stdout
+        assert f"cd {ROOT} &&" in done.stderr
+        assert f"client/{name}" in done.stderr
 
 
 def test_a_value_that_starts_with_a_dash_stays_a_value(tmp_path):
@@ -157,3 +158,21 @@ def test_no_section_has_a_name_that_invoke_needs_itself():
 def test_invoke_lists_a_line_for_every_verb():
     listed = re.findall(r"^  ([a-z-]+)  +\w", invoke("--list").stdout, re.MULTILINE)
     assert listed == ["local", "package", "predict", "test-local", "train"]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_what_a_task_serves_also_without_a_terminal(project, tmp_path, sign):
+    (tmp_path / "mine.yaml").write_text(f"project: {project}\n")
+    command = [INVOKE, "-f", tmp_path / "mine.yaml", "local", "--port", "0"]
+    pipes = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "text": True,
+    }
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        address = re.search(r"http://\S+", process.stdout.readline())[0]
+        process.send_signal(sign)
+        assert process.wait(30) == 0
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{address}/ping", timeout=5)

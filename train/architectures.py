@@ -19,7 +19,7 @@ def find_arch(name: str) -> Arch:
         return models.get_model_builder(name)
     if timm.is_model(name):
         return name
-    near = get_close_matches(name, [*known, *timm.list_models()]) or ["resnet18", "resnet50", "convnext_tiny"]
+    near = get_close_matches(name, {*known, *timm.list_models()}) or ["resnet18", "resnet50", "convnext_tiny"]
     raise UsageError(f"--arch {name}: neither torchvision nor timm has it (did you mean {', '.join(near)}?)")
 
 
