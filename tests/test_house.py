@@ -133,7 +133,7 @@ def test_every_verb_in_the_readme_is_a_task_or_a_make_target():
 
 
 def test_every_script_in_the_readme_has_the_flags_it_is_given():
-    said = re.findall(r"python ((?:\w+/)+\w+\.py)((?:(?! python )[^`\n])*)", README)
+    said = re.findall(r"python ((?:\w+/)+\w+\.py)((?:(?!python )[^`\n])*)", README)
     assert len(said) > 4
     for script, rest in said:
         known = set(re.findall(r"--[a-z-]+", (ROOT / script).read_text()))
