@@ -77,7 +77,7 @@ def serve(model: Path, stack: str, listener: socket.socket, command: list[str]) 
             return run(command, aws_environment(url))
         print(f"ask it: python client/cli.py PICTURE... --url {url}\nlog: {log}; Ctrl-C ends it", flush=True)
         process.wait()
-    raise LocalError(f"the server ended by itself:\n{tail(log)}", 3)
+        raise LocalError(f"the server ended by itself; its log ends with:\n{tail(log)}", 3)
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:

@@ -141,9 +141,7 @@ def load(pkl: Path) -> "Learner":
             raise ExportError(text) from None
     except Exception as error:  # a broken pickle raises anything
         raise ExportError(f"{pkl} cannot be loaded: {brief(error)}; run `invoke train` again") from None
-    torch.set_num_threads(
-        1
-    )  # one picture at a time gains nothing from more, and the same bytes come out anywhere
+    torch.set_num_threads(1)  # one small picture at a time gains nothing from more
     learn.model.eval()
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ("progress", "recorder")])
     return learn

@@ -24,7 +24,7 @@ from inference import MAX_BODY, Model, handle, model_fn
 # In the archive this file is code/server.py, and the folder above is the model.
 MODEL_DIR = Path(os.environ.get("SM_MODEL_DIR", Path(__file__).resolve().parents[1]))
 DRAIN_SECONDS = 25  # SageMaker sends SIGTERM, and SIGKILL 30 s later
-threads = anyio.CapacityLimiter(64)  # requests under way at once; those that decode are fewer (inference.py)
+threads = anyio.CapacityLimiter(64)  # in the handlers at once; those that decode are fewer (inference.py)
 log = logging.getLogger("server")
 
 
@@ -46,9 +46,8 @@ async def read_body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk[: MAX_BODY + 1 - len(body)]
         size += len(chunk)
-        if (
-            size > 4 * MAX_BODY
-        ):  # read on up to here: many clients listen for an answer only after they have sent
+        # Read on up to here: many clients listen for an answer only after they have sent.
+        if size > 4 * MAX_BODY:
             break
     return bytes(body)
 

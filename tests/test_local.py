@@ -139,6 +139,13 @@ def test_however_it_is_ended_it_leaves_no_process(project, signs):
     assert all(session_of(pid) == [] for pid in containers)
 
 
+def test_a_server_that_ends_by_itself_is_exit_3(project):
+    with serving(project, "plain") as endpoint:
+        (container,) = containers_of(endpoint.process)
+        os.kill(container, signal.SIGKILL)
+        assert endpoint.process.wait(30) == 3
+
+
 def test_ray_leaves_no_process_either(project):
     with serving(project, "ray") as endpoint:
         (container,) = containers_of(endpoint.process)
