@@ -7,6 +7,7 @@ owners. So the archive's sha256 names what is in it.
 import argparse
 import gzip
 import hashlib
+import json
 import os
 import sys
 import tarfile
@@ -15,6 +16,7 @@ from pathlib import Path
 
 REQUIRED = (
     "code/app.py",
+    "code/engine.py",
     "code/fetch.py",
     "code/inference.py",
     "code/pixels.py",
@@ -56,13 +58,24 @@ def members(model: Path) -> dict[str, Path]:
     files = {
         name: path for name, path in found if not is_debris(name) and (path.is_symlink() or path.is_file())
     }
-    missing = [name for name in REQUIRED if name not in files]
+    missing = [name for name in (*REQUIRED, *graphs(model)) if name not in files]
     if missing:
         raise ArchiveError(f"{model} lacks {', '.join(missing)}: run `invoke package` to write it anew")
     links = [name for name, path in files.items() if path.is_symlink()]
     if links:
         raise ArchiveError(f"{model} has links, which SageMaker does not unpack: replace {', '.join(links)}")
     return files
+
+
+def graphs(model: Path) -> list[str]:
+    """The graphs besides model.onnx that model.json speaks of."""
+    try:
+        return sorted(json.loads((model / "model.json").read_bytes())["sha256"].keys() - {"model.onnx"})
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        text = f"{model / 'model.json'} is not what export.py wrote: run `invoke package` to write it anew"
+        raise ArchiveError(text) from None
 
 
 def is_debris(name: str) -> bool:

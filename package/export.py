@@ -3,11 +3,11 @@
 Reads train's export.pkl (the only place that does, in the environment that wrote it) and writes the folder
 that becomes model.tar.gz: the graph from uint8 pixels to probabilities, model.json with all that serving
 needs to know, and the serving code. Then that folder's own handlers answer the validation pictures, and
-unless they agree with `learn.predict` on every one, nothing is written.
+unless they agree with `learn.predict` on every one, nothing is written. What is quicker than fp32 is used
+only if it keeps the answers (precision.py).
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import platform
@@ -20,7 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parity import DifferentError, check_parity
+from graphs import digests
+from parity import DifferentError, brief, check_parity
+from precision import CANDIDATES, choose
+from verdicts import show
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -33,15 +36,26 @@ class ExportError(Exception):
     """A Learner that cannot be packaged, or not here; the message says what to do."""
 
 
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(":")[0])
+    add = parser.add_argument
+    add("--train", type=Path, required=True, help="folder that train/train.py wrote")
+    add("--out", type=Path, required=True, help="folder to write: model.tar.gz, unpacked")
+    add("--code", type=Path, default=SERVE, help="folder with the serving code (serve/)")
+    levels = (
+        "exact: fp32; auto: bf16, if it keeps the answers; fast: int8 and quicker decoding too, if they do"
+    )
+    add("--precision", choices=CANDIDATES, default="auto", help=f"{levels} (%(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="what is to serve (%(default)s)")
+    return parser.parse_args(argv)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Package one trained Learner."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(":")[0])
-    parser.add_argument("--train", type=Path, required=True, help="folder that train/train.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write: model.tar.gz, unpacked")
-    parser.add_argument("--code", type=Path, default=SERVE, help="folder with the serving code (serve/)")
-    args = parser.parse_args(argv)
+    args = arguments(argv)
     try:
-        spec = export(args.train, args.out, args.code)
+        spec, ms = export(args.train, args.out, args.code, args.precision, args.device)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -58,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped; {args.out} is as it was", file=sys.stderr)
         return 130
+    show(spec, ms)
     parity = spec["parity"]
     print(
         f"{args.out}: {len(spec['labels'])} labels; the handlers answer {parity['pictures']} validation "
@@ -66,8 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def export(train: Path, out: Path, code: Path) -> dict:
-    """Write the model folder `out` from train's folder; returns model.json's content.
+def export(train: Path, out: Path, code: Path, precision: str, device: str) -> tuple[dict, dict[str, float]]:
+    """Write the model folder `out` from train's folder; returns model.json's content, and times (`choose`).
 
     Raises ExportError (wrong or missing files, other versions, an unknown transform) or DifferentError.
     """
@@ -77,12 +92,13 @@ def export(train: Path, out: Path, code: Path) -> dict:
     with folder_beside(out) as folder:
         spec = describe(learn, facts)
         write_graph(build_graph(learn, spec), spec, folder / "model.onnx")
-        spec["sha256"] = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-        copy_code(code, folder)
+        copy_code(code, folder, device)
+        spec |= {"sha256": digests(folder), "precision": {"use": ["fp32"], "draft": False}}
         write_json(folder / "model.json", spec)
         spec["parity"] = check_parity(learn, folder, pictures)
+        ms = choose(train, folder, spec, precision, device)
         write_json(folder / "model.json", spec)
-    return spec
+    return spec, ms
 
 
 def read_facts(train: Path) -> tuple[dict, list[Path]]:
@@ -252,17 +268,14 @@ def write_graph(graph: "nn.Module", spec: dict, path: Path) -> None:
     onnx.save(model, path)
 
 
-def copy_code(code: Path, folder: Path) -> None:
+def copy_code(code: Path, folder: Path, device: str) -> None:
     """The serving code and Ray's config.yaml, where the container looks for them."""
     (folder / "code").mkdir()
-    for file in [*sorted(code.glob("*.py")), code / "requirements.txt"]:
+    for file in sorted(code.glob("*.py")):
         shutil.copyfile(file, folder / "code" / file.name)
+    needs = ["requirements.txt"] + ["requirements-cuda.txt"] * (device == "cuda")
+    (folder / "code" / "requirements.txt").write_text("".join((code / name).read_text() for name in needs))
     shutil.copyfile(code / "config.yaml", folder / "config.yaml")
-
-
-def brief(error: BaseException) -> str:
-    """An exception from a library in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def write_json(path: Path, content: dict) -> None:

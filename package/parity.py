@@ -3,7 +3,7 @@
 import importlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -25,20 +25,25 @@ def check_parity(learn: "Learner", folder: Path, pictures: list[Path]) -> dict:
 
     Returns model.json's `parity`. Raises DifferentError.
     """
-    from rich.console import Console
-    from rich.progress import track
-
-    bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
     with handlers(folder / "code") as inference:
         model = inference.model_fn(folder)
         compared = [
             compare(learn, inference, model, picture)
-            for picture in track(pictures, "comparing with learn.predict", **bar)
+            for picture in progress(pictures, "comparing with learn.predict", len(pictures))
         ]
     difference, sentence = max(compared)
     if difference > TOLERANCE:
         raise DifferentError(sentence)
     return {"pictures": len(pictures), "max_difference": difference, "tolerance": TOLERANCE}
+
+
+def progress(items: Iterable, what: str, count: int) -> Iterator:
+    """Pass `items` on, under a progress bar if this is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    hidden = not sys.stderr.isatty()
+    return track(items, what, count, console=Console(stderr=True), transient=True, disable=hidden)
 
 
 @contextmanager
@@ -73,12 +78,19 @@ def compare(learn: "Learner", inference: ModuleType, model: object, picture: Pat
         f"{picture}: learn.predict gives {model.labels[worst]} {expected[worst]:.4f}, "
         f"but the handlers {actual[worst]:.4f}"
     )
-    differ = decide(expected, model.threshold) != decide(actual, model.threshold)
-    return float(apart[worst]) + differ, sentence
+    before, after = (decide(probabilities, model.threshold) for probabilities in (expected, actual))
+    return float(apart[worst]) + bool((before != after).any()), sentence
 
 
-def decide(probabilities: "np.ndarray", threshold: float | None) -> list[int]:
-    """The answer that probabilities (labels,) stand for: the best class, or all over the threshold."""
+def decide(probabilities: "np.ndarray", threshold: float | None) -> "np.ndarray":
+    """The answers for probabilities (..., labels), in bool: the best label, or all over the threshold."""
+    import numpy as np
+
     if threshold is None:
-        return [int(probabilities.argmax())]
-    return (probabilities > threshold).nonzero()[0].tolist()
+        return np.eye(probabilities.shape[-1], dtype=bool)[probabilities.argmax(-1)]
+    return probabilities > threshold
+
+
+def brief(error: BaseException) -> str:
+    """An exception from a library in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -8,20 +8,29 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from inference import model_fn
-from server import MODEL_DIR, answer
+from inference import model_fn, warm_up
+from server import MODEL_DIR, PLACES, answer
 
 
-@serve.deployment(max_ongoing_requests=32)
+# Ray hands on more than the PLACES that `answer` has, so that the rest hears "busy" in the contract's words.
+@serve.deployment(num_replicas=1, max_ongoing_requests=4 * PLACES)
 class Classifier:
-    """One replica: one loaded model, which uses every core that the engine finds."""
+    """The one replica: its engine uses every core already, and a second one would be in its way."""
 
     def __init__(self) -> None:
-        self.model = model_fn(MODEL_DIR)
+        self.model, self.suspect = model_fn(MODEL_DIR), False
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
-        return await answer(self.model, request)
+        response = await answer(self.model, request)
+        self.suspect |= response.status_code == 500
+        return response
+
+    def check_health(self) -> None:
+        """Ray asks every 10 s, and replaces a replica that raises: after a failure it must prove itself."""
+        if self.suspect:
+            warm_up(self.model)
+            self.suspect = False
 
 
 app = Classifier.bind()

@@ -8,19 +8,18 @@ SageMaker's servers speak to a model through four functions, in this order:
     body, content_type = output_fn(prediction, "application/json")
 
 `handle` runs the last three for one HTTP request. Both servers (server.py, app.py) call it and add nothing,
-so every rule of the contract stands here once. Needs numpy, Pillow and ONNX Runtime; no torch, no fastai.
+so every rule of the contract stands here once. Needs numpy, Pillow and the engine; no torch, no fastai.
 """
 
 import base64
 import contextlib
-import hashlib
 import io
 import json
 import logging
-import os
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import compress
@@ -28,22 +27,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnxruntime
 from PIL import Image
 
+from engine import Engine, cpus, load
 from fetch import FailedError, RefusedError, fetch
 from pixels import NotAPictureError, TooLargeError, open_picture, to_pixels
 
 MAX_BODY = 25 * 10**6  # bytes; what SageMaker's real-time endpoints accept
 MAX_PICTURES = 32
 FETCH_SECONDS = 15  # for all the addresses of one request together
+ADDRESSED = 16  # requests that may wait for addresses at once
+DECODERS = cpus() + 1  # requests that decode at once, while one of them has the engine
 PICTURE_TYPES = ("application/x-image", "application/octet-stream")
 ACCEPTS = ("application/json", "application/jsonlines", "application/x-npy")
 
 log = logging.getLogger("inference")
 # Apart, so that requests which wait for slow addresses do not keep pictures from being answered.
 fetchers = ThreadPoolExecutor(4 * MAX_PICTURES, thread_name_prefix="fetch")
-cores = threading.BoundedSemaphore(2 * (os.cpu_count() or 1))  # one decodes while another has the engine
+waiting = threading.BoundedSemaphore(ADDRESSED)
+cores = threading.BoundedSemaphore(DECODERS)
 
 
 class RequestError(Exception):
@@ -59,12 +61,13 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """What serving needs of a package: the ONNX session, and the rest from model.json."""
+    """What serving needs of a package: the engine, and the rest from model.json."""
 
-    session: onnxruntime.InferenceSession
+    engine: Engine
     labels: list[str]
     steps: list[dict]
     threshold: float | None  # None: one label a picture; a number: every label above it
+    draft: bool = False  # decode large JPEGs at a fraction of their size
 
 
 @dataclass
@@ -98,22 +101,23 @@ class Answer(NamedTuple):
 # --- the four handlers
 
 
-def model_fn(model_dir: str | Path) -> Model:
-    """Load the package in `model_dir` and make one warm-up prediction.
+def model_fn(model_dir: str | Path, mode: str | None = None) -> Model:
+    """Load the package in `model_dir` and make one warm-up prediction; `mode` is engine.load's.
 
-    Raises ValueError if model.onnx is not the file that model.json describes: now, not at the first request.
+    Raises ValueError or RuntimeError when the package is not what it says, or nothing for this machine.
     """
     model_dir = Path(model_dir)
     spec = json.loads((model_dir / "model.json").read_text())
-    graph = (model_dir / "model.onnx").read_bytes()
-    if hashlib.sha256(graph).hexdigest() != spec["sha256"]:
-        raise ValueError(
-            f"{model_dir / 'model.onnx'} is not the file that model.json describes: package it again"
-        )
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    model = Model(session, spec["labels"], spec["input"]["steps"], spec["threshold"])
-    predict_fn(Batch([Image.new("RGB", (640, 480))]), model)
+    engine = load(model_dir, spec, mode)
+    draft = spec["precision"]["draft"] and mode is None
+    model = Model(engine, spec["labels"], spec["input"]["steps"], spec["threshold"], draft)
+    warm_up(model)
     return model
+
+
+def warm_up(model: Model) -> None:
+    """One prediction, which raises what is wrong with the model."""
+    predict_fn(Batch([Image.new("RGB", (640, 480))]), model)
 
 
 def input_fn(body: bytes, content_type: str = "", attributes: str = "") -> Batch:
@@ -139,15 +143,14 @@ def input_fn(body: bytes, content_type: str = "", attributes: str = "") -> Batch
 
 def predict_fn(batch: Batch, model: Model) -> Prediction:
     """Decode, resize and classify. A broken picture raises RequestError; in a list, it becomes one."""
-    pixels = [read_pixels(picture, model.steps, batch.bad) for picture in batch.pictures]
+    pixels = [read_pixels(picture, model, batch.bad) for picture in batch.pictures]
     errors = [result if isinstance(result, RequestError) else None for result in pixels]
     if errors[0] and not batch.several:
         raise errors[0]
     good = [error is None for error in errors]
     probabilities = np.full((len(good), len(model.labels)), np.nan, np.float32)
     if any(good):
-        inputs = {model.session.get_inputs()[0].name: np.stack(list(compress(pixels, good)))}
-        probabilities[good] = model.session.run(None, inputs)[0]
+        probabilities[good] = model.engine.run(list(compress(pixels, good)))
     return Prediction(probabilities, errors, model, batch)
 
 
@@ -208,14 +211,12 @@ def read_picture(data: bytes, bad: int) -> Image.Image:
         raise picture_error(error, bad) from None
 
 
-def read_pixels(
-    picture: Image.Image | RequestError, steps: list[dict], bad: int
-) -> np.ndarray | RequestError:
+def read_pixels(picture: Image.Image | RequestError, model: Model, bad: int) -> np.ndarray | RequestError:
     """One picture as the graph wants it, uint8 (height, width, 3), or the reason why not."""
     if isinstance(picture, RequestError):
         return picture
     try:
-        return to_pixels(picture, steps)
+        return to_pixels(picture, model.steps, model.draft)
     except (NotAPictureError, TooLargeError) as error:
         return picture_error(error, bad)
 
@@ -241,17 +242,34 @@ def read_json(body: bytes, top_k: int) -> Batch:
     if not isinstance(instances, list) or not 1 <= len(instances) <= MAX_PICTURES:
         raise RequestError(422, "no_picture", f'"instances" must be a list of 1 to {MAX_PICTURES} pictures')
     top_k = check_top_k(request.get("top_k", top_k))
-    deadline = time.monotonic() + FETCH_SECONDS
-    fetches = [start_fetch(instance, deadline) for instance in instances]  # all of them at once
-    pictures = [open_instance(*pair, deadline) for pair in zip(instances, fetches, strict=True)]
+    with waiting_room(any(map(has_address, instances))):
+        deadline = time.monotonic() + FETCH_SECONDS
+        fetches = [start_fetch(instance, deadline) for instance in instances]  # all of them at once
+        pictures = [open_instance(*pair, deadline) for pair in zip(instances, fetches, strict=True)]
     return Batch(pictures, several, top_k, bad=422)
+
+
+def has_address(instance: object) -> bool:
+    """Whether an instance is an address to fetch, and not a picture."""
+    return isinstance(instance, dict) and isinstance(instance.get("url"), str) and "image" not in instance
+
+
+@contextlib.contextmanager
+def waiting_room(needed: bool) -> Iterator[None]:
+    """One of the places for requests that wait for other people's servers; RequestError 503 without one."""
+    if needed and not waiting.acquire(blocking=False):
+        text = "too many addresses are being fetched: try again in a second, or send the pictures"
+        raise RequestError(503, "busy", text)
+    try:
+        yield
+    finally:
+        if needed:
+            waiting.release()
 
 
 def start_fetch(instance: object, deadline: float) -> Future | None:
     """Begin to fetch the instance's address, if an address is what it has."""
-    if isinstance(instance, dict) and isinstance(instance.get("url"), str) and "image" not in instance:
-        return fetchers.submit(fetch, instance["url"], deadline)
-    return None
+    return fetchers.submit(fetch, instance["url"], deadline) if has_address(instance) else None
 
 
 def open_instance(instance: object, fetching: Future | None, deadline: float) -> Image.Image | RequestError:

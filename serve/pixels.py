@@ -16,6 +16,8 @@ MAX_SCANS = 200  # of a progressive JPEG: each costs a pass over all pixels, and
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # not EPS: Pillow starts Ghostscript for it
 PAD_MODES = {"zeros": "constant", "border": "edge", "reflection": "reflect"}  # fastai's names to numpy's
 TIFF_TILE = 322, 323  # TIFF 6.0's TileWidth and TileLength
+ORIENTATION = 0x0112  # EXIF's; 1 is upright
+MARGIN = 3  # times the size wanted, that a JPEG keeps when it is decoded at a fraction
 
 # Pillow warns above its limit and refuses above twice of it, before it reserves memory for a single frame.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
@@ -49,27 +51,41 @@ def open_picture(data: bytes) -> Image.Image:
     return picture
 
 
-def to_pixels(picture: Image.Image, steps: list[dict]) -> np.ndarray:
+def to_pixels(picture: Image.Image, steps: list[dict], draft: bool = False) -> np.ndarray:
     """Decode, turn upright by EXIF and apply `steps`: uint8 (height, width, 3). Closes the picture.
 
-    Raises NotAPictureError, or TooLargeError for a picture that padding would make so.
+    `draft` lets libjpeg decode at 1/2, 1/4 or 1/8, as long as MARGIN times the size wanted is left: quicker,
+    and not quite the same pixels. Raises NotAPictureError, or TooLargeError for a picture that padding would
+    make so.
     """
     try:
-        picture.load()
-        rgb = upright(picture).convert("RGB")
-    except Exception as error:
-        raise NotAPictureError("the picture is broken or truncated") from error
+        rgb = decode(
+            picture, MARGIN * max(steps[0]["size"]) if draft and steps[0]["op"] == "resize" else None
+        )
+        for step in steps:
+            rgb = apply_step(rgb, step)
+        return np.asarray(rgb)
     finally:
         picture.close()  # or 32 decoded photographs would stay in memory until their request is answered
-    for step in steps:
-        rgb = apply_step(rgb, step)
-    return np.asarray(rgb)
+
+
+def decode(picture: Image.Image, least: int | None) -> Image.Image:
+    """Upright RGB; a JPEG at the smallest scale that leaves `least` pixels. Raises NotAPictureError."""
+    try:
+        if least:
+            picture.draft(None, (least, least))  # does nothing to other formats
+        picture.load()
+        rgb = upright(picture)
+        return rgb if rgb.mode == "RGB" else rgb.convert("RGB")  # which would copy it
+    except Exception as error:
+        raise NotAPictureError("the picture is broken or truncated") from error
 
 
 def upright(picture: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says; as it lies if the EXIF block is damaged, as browsers do."""
     try:
-        return ImageOps.exif_transpose(picture)
+        turned = picture.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(picture) if turned else picture  # which would copy it
     except Exception:  # Pillow's EXIF reader raises many kinds, too
         return picture
 
@@ -94,6 +110,8 @@ def apply_step(picture: Image.Image, step: dict) -> Image.Image:
 def crop_pad(picture: Image.Image, corner: tuple[int, int], box: tuple[int, int], pad: str) -> Image.Image:
     """The part of the picture from `corner`, `box` in size, padded where it lies outside."""
     (x, y), (bw, bh), (w, h) = corner, box, picture.size
+    if (x, y, bw, bh) == (0, 0, w, h):
+        return picture
     picture = picture.crop((max(x, 0), max(y, 0), min(x + bw, w), min(y + bh, h)))
     left, top, right, bottom = max(-x, 0), max(-y, 0), max(x + bw - w, 0), max(y + bh - h, 0)
     if not any((left, top, right, bottom)):

@@ -5,84 +5,124 @@ is 200 exactly when POST /invocations can answer. Exits 1 with the reason if the
 """
 
 import argparse
+import asyncio
 import logging
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import anyio
-import uvicorn
+import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from inference import MAX_BODY, Model, handle, model_fn
+from inference import (
+    ADDRESSED,
+    DECODERS,
+    MAX_BODY,
+    Answer,
+    Model,
+    RequestError,
+    handle,
+    model_fn,
+    refuse,
+    warm_up,
+)
 
 # In the archive this file is code/server.py, and the folder above is the model.
 MODEL_DIR = Path(os.environ.get("SM_MODEL_DIR", Path(__file__).resolve().parents[1]))
-DRAIN_SECONDS = 25  # SageMaker sends SIGTERM, and SIGKILL 30 s later
-threads = anyio.CapacityLimiter(64)  # in the handlers at once; those that decode are fewer (inference.py)
+PLACES = 64  # requests at once: each may hold a body of 25 MB, and waits for all that came before it
+BODY_SECONDS = 30  # for a body to arrive
+KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep idle connections, or they ask one that just closed
+LEAVE_SECONDS = 1  # after SIGTERM, to tell the clients on open connections that these close
+DRAIN_SECONDS = 25  # after that, for the last answers; SageMaker sends SIGKILL 30 s after SIGTERM
+
+places = asyncio.Semaphore(PLACES)
+# In the handlers at once: all that may wait for addresses, and enough pictures besides.
+threads = anyio.CapacityLimiter(ADDRESSED + DECODERS)
 log = logging.getLogger("server")
 
 
 async def answer(model: Model | None, request: Request) -> Response:
-    """One HTTP request through the handlers, on another thread: the event loop stays free for /ping."""
-    try:
-        body = await read_body(request)
-    except ClientDisconnect:
-        return Response(status_code=400)  # nobody is there to read it
-    status, content_type, body = await anyio.to_thread.run_sync(
-        handle, model, body, request.headers, limiter=threads
-    )
-    return Response(body, status, media_type=content_type)
+    """One HTTP request through the handlers, on another thread: the event loop stays free for /ping.
+
+    503 at once if PLACES requests are here already, 408 if the body comes too slowly.
+    """
+    if places.locked():
+        return reply(refuse(RequestError(503, "busy", "too many requests at once: try again in a second")))
+    async with places:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await read_body(request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody is there to read it
+        except TimeoutError:
+            text = f"the body did not arrive within {BODY_SECONDS} s: send a smaller picture"
+            return reply(refuse(RequestError(408, "slow_body", text)), Connection="close")
+        return reply(await anyio.to_thread.run_sync(handle, model, body, request.headers, limiter=threads))
+
+
+def reply(answer: Answer, **headers: str) -> Response:
+    """The handlers' answer as a response."""
+    if answer.status == 503:
+        headers["Retry-After"] = "1"
+    return Response(answer.body, answer.status, headers, answer.content_type)
 
 
 async def read_body(request: Request) -> bytes:
-    """The request's body, cut off after MAX_BODY + 1 bytes: enough for input_fn to refuse it."""
-    body, size = bytearray(), 0
+    """The request's body, or as much of it as input_fn needs to refuse it: HTTP's server drops the rest."""
+    chunks, size = [], 0
     async for chunk in request.stream():
-        body += chunk[: MAX_BODY + 1 - len(body)]
+        chunks.append(chunk)
         size += len(chunk)
-        # Read on up to here: many clients listen for an answer only after they have sent.
-        if size > 4 * MAX_BODY:
+        if size > MAX_BODY:
             break
-    return bytes(body)
+    return b"".join(chunks)
 
 
 async def ping(request: Request) -> Response:
-    """SageMaker's health check."""
-    return Response(status_code=200 if request.app.state.model else 503)
+    """SageMaker's health check. After a failure of ours the model must prove again that it can answer."""
+    state = request.app.state
+    if state.suspect:
+        state.suspect = not await anyio.to_thread.run_sync(can_answer, state.model)
+    return Response(status_code=200 if state.model and not state.suspect and not state.leaving else 503)
+
+
+def can_answer(model: Model) -> bool:
+    """Whether the warm-up prediction still works."""
+    try:
+        warm_up(model)
+    except Exception:
+        log.exception("the model fails")
+        return False
+    return True
 
 
 async def invocations(request: Request) -> Response:
     """SageMaker's request for a prediction."""
-    return await answer(request.app.state.model, request)
+    state = request.app.state
+    response = await answer(state.model, request)
+    state.suspect |= response.status_code == 500
+    if state.leaving:
+        response.headers["Connection"] = "close"
+    return response
 
 
 def application() -> Starlette:
-    """The ASGI application; set `.state.model` when the model is loaded."""
+    """The ASGI application; set `.state.model` when there is one, and `.state.leaving` before the end."""
     app = Starlette(
         routes=[
             Route("/ping", ping),
             Route("/invocations", invocations, methods=["POST"]),
         ]
     )
-    app.state.model = None
+    app.state.model, app.state.suspect, app.state.leaving = None, False, False
     return app
-
-
-def load(server: uvicorn.Server, app: Starlette, model_dir: Path) -> None:
-    """Load the model while the server listens already; stop the server if that fails."""
-    start = time.perf_counter()
-    try:
-        app.state.model = model_fn(model_dir)
-        log.info("ready after %.2f s: %s labels", time.perf_counter() - start, len(app.state.model.labels))
-    except Exception as error:
-        log.error("the model in %s cannot be served: %s", model_dir, error)
-        server.should_exit = True
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,22 +134,53 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
     app = application()
-    config = uvicorn.Config(
-        app,
-        args.host,
-        args.port,
-        log_config=None,
-        access_log=False,
-        log_level="warning",
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
-    server = uvicorn.Server(config)
-    threading.Thread(target=load, args=(server, app, args.model), daemon=True).start()
+    loading = ThreadPoolExecutor(1).submit(load, args.model)
     try:
-        server.run()
+        listen(app, args.host, args.port, loading)
     except KeyboardInterrupt:
         return 0
     return 0 if app.state.model else 1
+
+
+def load(model_dir: Path) -> Model:
+    """The model, warm."""
+    start = time.perf_counter()
+    model = model_fn(model_dir)
+    seconds = time.perf_counter() - start
+    log.info("ready after %.2f s: %s labels, %s", seconds, len(model.labels), model.engine.mode)
+    return model
+
+
+def listen(app: Starlette, host: str, port: int, loading: Future) -> None:
+    """Listen until a signal, or until the model cannot be loaded."""
+    import uvicorn  # here, because the model loads meanwhile
+
+    config = uvicorn.Config(
+        app,
+        host,
+        port,
+        log_config=None,
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    server = uvicorn.Server(config)
+
+    def loaded(loading: Future) -> None:
+        try:
+            app.state.model = loading.result()
+        except Exception as error:
+            log.error("the model cannot be served: %s", error)
+            server.should_exit = True
+
+    def leave(*signal: object, end: Callable = server.handle_exit) -> None:
+        app.state.leaving = True
+        threading.Timer(LEAVE_SECONDS if server.server_state.connections else 0, end, signal).start()
+
+    loading.add_done_callback(loaded)
+    server.handle_exit = leave
+    server.run()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """package/archive.py: the same folder makes the same archive, and nothing else goes into it."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import archive
 
 MEMBERS = [
     "code/app.py",
+    "code/engine.py",
     "code/fetch.py",
     "code/inference.py",
     "code/pixels.py",
@@ -111,6 +113,25 @@ def test_a_missing_file_is_named(model, tmp_path, capsys, name):
     (tmp_path / "model.tar.gz").write_bytes(b"the one before")
     said = refused(capsys, model, tmp_path / "model.tar.gz", code=2)
     assert said == f"error: {model} lacks {name}: run `invoke package` to write it anew\n"
+
+
+def test_a_graph_that_model_json_speaks_of_is_missed(model, tmp_path, capsys):
+    facts = json.loads((model / "model.json").read_text())
+    facts["sha256"]["model.int8.onnx"] = "0" * 64
+    (model / "model.json").write_text(json.dumps(facts))
+    said = refused(capsys, model, tmp_path / "model.tar.gz", code=2)
+    assert said == f"error: {model} lacks model.int8.onnx: run `invoke package` to write it anew\n"
+    (model / "model.int8.onnx").touch()
+    assert pack(model, tmp_path / "model.tar.gz") == 0
+    with tarfile.open(tmp_path / "model.tar.gz") as tar:
+        assert tar.getnames() == sorted([*MEMBERS, "model.int8.onnx"])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"sha256": "of another version"}'])
+def test_a_model_json_of_another_kind_is_refused(model, tmp_path, capsys, text):
+    (model / "model.json").write_text(text)
+    said = refused(capsys, model, tmp_path / "model.tar.gz", code=2)
+    assert "model.json is not what export.py wrote: run `invoke package` to write it anew" in said
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):

@@ -18,7 +18,7 @@ import inference
 
 SERVING = [  # what serve/inference.py may need: the rest of the group is the HTTP servers'
     "numpy",
-    "onnxruntime",
+    "openvino",
     "pillow",
 ]
 ASK = """
@@ -68,7 +68,7 @@ def test_the_handlers_answer_with_numpy_pillow_and_the_engine_alone(bare_python,
 
 def test_the_containers_requirements_are_the_locked_ones_and_no_more_than_it_lacks():
     wanted = [line for line in (ROOT / "serve/requirements.txt").read_text().splitlines() if line[:1] != "#"]
-    assert [re.split("==", line)[0] for line in wanted] == ["onnxruntime"]
+    assert [re.split("==", line)[0] for line in wanted] == ["openvino"]
     assert all(f"\n{line} " in (ROOT / "requirements.lock").read_text() for line in wanted)
     group = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["serve"]
     assert {re.split("[=; ]", need)[0] for need in group} == {*SERVING, "uvicorn", "starlette"}

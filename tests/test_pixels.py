@@ -200,6 +200,48 @@ def test_photographs_give_fastais_bytes(pets):
         np.testing.assert_array_equal(actual, np.asarray(pipeline(upright(path))))
 
 
+# --- a JPEG at a fraction of its size
+
+
+def photo(width: int, height: int, **options: object) -> bytes:
+    """A JPEG that looks the same at any size."""
+    return encode(Image.radial_gradient("L").convert("RGB").resize((width, height)), "JPEG", **options)
+
+
+@pytest.mark.parametrize(("side", "scale"), [(33, 8), (66, 4), (133, 2), (134, 1)])
+def test_the_fraction_leaves_three_times_the_size_wanted(side, scale, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("pixels.apply_step", lambda picture, step: sizes.append(picture.size) or picture)
+    to_pixels(open_picture(photo(1000, 800)), item_steps([Resize(side)]), draft=True)
+    assert sizes == [(1000 // scale, 800 // scale)]
+
+
+def test_a_fraction_of_a_large_jpeg_looks_the_same_whichever_way_up():
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    for data in (photo(1000, 800), photo(1000, 800, exif=lying)):
+        full, draft = (
+            to_pixels(open_picture(data), item_steps([Resize(64)]), draft) for draft in (False, True)
+        )
+        assert 0 < abs(full.astype(int) - draft).max() < 8
+
+
+@pytest.mark.parametrize("tfm", [CropPad(64), RandomCrop(64)])
+def test_what_is_cut_out_first_is_not_scaled(tfm):
+    data, steps = photo(1000, 800), item_steps([tfm])
+    np.testing.assert_array_equal(
+        to_pixels(open_picture(data), steps, draft=True), to_pixels(open_picture(data), steps)
+    )
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_other_formats_have_no_fraction(form):
+    data, steps = encode(noise(400, 300), form), item_steps([Resize(16)])
+    np.testing.assert_array_equal(
+        to_pixels(open_picture(data), steps, draft=True), to_pixels(open_picture(data), steps)
+    )
+
+
 # --- what is refused
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,8 +48,10 @@ def running(model: Path, port: int, program: str = "") -> Iterator[subprocess.Po
 
 @pytest.fixture
 def port() -> int:
-    import socket
+    return free_port()
 
+
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
 
@@ -77,6 +80,7 @@ def test_ping_and_invocations_are_503_until_the_model_has_answered_once(project,
         assert wait_for_ping(url, 200, 503) == 503
         early = requests.post(f"{url}/invocations", b"x", timeout=5)
         assert (early.status_code, early.json()["error"]) == (503, "not_loaded")
+        assert early.headers["Retry-After"] == "1"
         wait_for_ping(url, 200)
         assert requests.post(f"{url}/invocations", b"x", timeout=5).status_code == 400
 
@@ -122,12 +126,23 @@ def test_a_failure_of_ours_is_500_with_an_id_that_the_log_repeats(project, port)
     with running(project / "model", port, failing) as process:
         wait_for_ping(url, 200)
         reply = requests.post(f"{url}/invocations", a_picture(project), timeout=20)
+        assert requests.get(f"{url}/ping", timeout=20).status_code == 503  # the warm-up fails as well
         process.terminate()
         log, _ = process.communicate(timeout=20)
     assert (reply.status_code, reply.json()["error"]) == (500, "internal")
     assert "secret" not in reply.text
     assert f"request {reply.json()['message'].split()[-1]} failed" in log
     assert "OSError: secret" in log
+
+
+def test_ping_is_200_after_a_failure_that_was_not_the_models(project, port):
+    url = f"http://127.0.0.1:{port}"
+    once = "inference.predict_fn = predict\n    raise OSError"
+    with running(project / "model", port, SLOW.replace("time.sleep(1)\n", once + "\n")):
+        wait_for_ping(url, 200)
+        asked = [requests.post(f"{url}/invocations", a_picture(project), timeout=20) for _ in range(2)]
+        assert [reply.status_code for reply in asked] == [500, 200]
+        assert requests.get(f"{url}/ping", timeout=20).status_code == 200
 
 
 def test_the_server_in_the_archive_is_the_one_in_the_repository(project):

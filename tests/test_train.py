@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,7 +57,8 @@ def test_the_defaults_are_the_guides():
 
 def test_the_result_holds_what_later_stages_read(trained):
     names = {path.name for path in trained.iterdir()}
-    assert names == {"export.pkl", "models", "history.csv", "metrics.json", "validation.json", "pictures"}
+    files = {"metrics.json", "validation.json", "split.json", "history.csv", "export.pkl"}
+    assert names == files | {"models", "pictures"}
     assert (trained / "models" / "resnet18.pth").stat().st_size > 40e6
     assert [path.name for path in trained.parent.iterdir()] == ["train"]
 
@@ -88,8 +90,34 @@ def test_validation_pictures_are_copied_unchanged_with_the_learners_answers(trai
         assert (trained / answer["file"]).read_bytes() == (drawn / name).read_bytes()
         assert answer["labels"] == [name.partition("_")[0]]
         assert 0.25 <= answer["confidence"] <= 1
+        # The best class and the second have at most 1 together, and the others no more than the second.
+        assert answer["margin"] >= 2 * answer["confidence"] - 1 - 1e-6
+        assert 0 <= answer["margin"] <= (4 * answer["confidence"] - 1) / 3 + 1e-6
     wrong = sum(answer["predicted"] != answer["labels"] for answer in answers)
     assert wrong / 8 == metrics["error_rate"]
+
+
+def test_the_split_says_where_every_picture_lies(trained, drawn):
+    split, metrics = read(trained, "split.json"), read(trained, "metrics.json")
+    assert (len(split["train"]), len(split["valid"])) == (
+        metrics["train_pictures"],
+        metrics["valid_pictures"],
+    )
+    entries = split["train"] + split["valid"]
+    assert {entry["file"] for entry in entries} == {str(p) for p in drawn.iterdir() if p.name != "Cat_40.jpg"}
+    assert all(entry["labels"] == [Path(entry["file"]).name.partition("_")[0]] for entry in entries)
+    kept = {Path(answer["file"]).name[4:] for answer in read(trained, "validation.json")}
+    assert kept == {Path(entry["file"]).name for entry in split["valid"]}
+
+
+def test_generated_pictures_are_kept_inside_the_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample.draw, "__defaults__", (24, 0))
+    assert train.main(words(data="sample", out=tmp_path / "train")) == 0
+    entries = [entry for part in read(tmp_path / "train", "split.json").values() for entry in part]
+    assert len(entries) == 24
+    for entry in entries:
+        assert entry["file"].startswith("sample/")
+        assert (tmp_path / "train" / entry["file"]).is_file()
 
 
 def test_the_exported_learner_answers_elsewhere_alone_and_upright(trained, tmp_path):
@@ -147,6 +175,7 @@ def test_several_labels_a_picture(drawn, tmp_path, capsys):
     for answer in answers:
         assert set(answer["predicted"]) <= set(metrics["classes"])
         assert bool(answer["predicted"]) == (answer["confidence"] > 0.5)
+        assert answer["margin"] <= abs(2 * answer["confidence"] - 1) + 1e-6
     assert "accuracy" in capsys.readouterr().out
 
 

@@ -22,6 +22,7 @@ from pictures import UsageError
 
 if TYPE_CHECKING:
     from fastai.vision.all import DataLoaders, Learner
+    from torch import Tensor
 
 SAVED_PICTURES = 64
 
@@ -117,6 +118,21 @@ def save(learn: Learner, rows: list[dict], args: argparse.Namespace) -> None:
     (learn.path / "pictures").mkdir()
     items = spread(list(learn.dls.valid_ds.items), SAVED_PICTURES, args.seed)
     write(learn.path / "validation.json", answers(learn, items))
+    write(learn.path / "split.json", split(learn))
+
+
+def split(learn: Learner) -> dict[str, list[dict]]:
+    """Say which pictures were trained on and which were kept to validate with."""
+    parts = {"train": learn.dls.train_ds, "valid": learn.dls.valid_ds}
+    return {part: [place(path, label, learn.path) for path, label in ds.items] for part, ds in parts.items()}
+
+
+def place(path: Path, label: str | list[str], out: Path) -> dict:
+    """Say where a picture lies, relative to `out` if in it (`out` is renamed at the end), and its labels."""
+    path = path.absolute()
+    inside = path.is_relative_to(out)
+    file = path.relative_to(out).as_posix() if inside else str(path)
+    return {"file": file, "labels": label if isinstance(label, list) else [label]}
 
 
 def write(file: Path, facts: dict | list) -> None:
@@ -143,11 +159,23 @@ def answers(learn: Learner, items: list) -> list[dict]:
         file = f"pictures/{i:03d}_{path.name}"
         shutil.copyfile(path, learn.path / file)
         predicted = [vocab[c] for c in decoded[i].nonzero()[:, 0]] if multi else [vocab[decoded[i]]]
-        labels = label if multi else [label]
-        said.append(
-            {"file": file, "labels": labels, "predicted": predicted, "confidence": float(probs[i].max())}
-        )
+        answer = {
+            "predicted": predicted,
+            "confidence": float(probs[i].max()),
+            "margin": margin(learn, probs[i]),
+        }
+        said.append(place(learn.path / file, label, learn.path) | answer)
     return said
+
+
+def margin(learn: Learner, probs: Tensor) -> float:
+    """How far the answer is from another, 0 to 1: the best class from the second, or twice the least
+    distance of a label from the threshold.
+    """
+    if multi_label(learn.dls.train_ds.items):
+        return 2 * float((probs - getattr(learn.loss_func, "thresh", 0.5)).abs().min())
+    best, second = probs.topk(2).values
+    return float(best - second)
 
 
 def conclude(metrics: dict, args: argparse.Namespace) -> None:

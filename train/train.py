@@ -15,7 +15,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -133,20 +132,19 @@ def train(out: Path, args: argparse.Namespace) -> None:
 
     started = time.monotonic()
     arch, precision = find_arch(args.arch), find_precision(args.precision)
-    with tempfile.TemporaryDirectory() as drawn:
-        folder = locate(args.data, Path(drawn), args.seed)
-        items, left_out = pictures.check(pictures.label(folder, args.labels), folder)
-        set_seed(args.seed)
-        dls = dataloaders(items, folder, arch, args)
-        learn = learner(dls, arch, precision, out, args)
-        results.introduce(dls, left_out, args)
-        with results.shown(learn, args.frozen + args.unfrozen) as rows:
-            fit(learn, args)
-        learn.to_contiguous(to_fp32=True)
-        metrics = results.measure(learn, args) | {"left_out": left_out}
-        results.save(learn, rows, args)
-        metrics["seconds"] = round(time.monotonic() - started, 1)
-        results.write(out / "metrics.json", metrics)
+    folder = locate(args.data, out / "sample", args.seed)
+    items, left_out = pictures.check(pictures.label(folder, args.labels), folder)
+    set_seed(args.seed)
+    dls = dataloaders(items, folder, arch, args)
+    learn = learner(dls, arch, precision, out, args)
+    results.introduce(dls, left_out, args)
+    with results.shown(learn, args.frozen + args.unfrozen) as rows:
+        fit(learn, args)
+    learn.to_contiguous(to_fp32=True)
+    metrics = results.measure(learn, args) | {"left_out": left_out}
+    results.save(learn, rows, args)
+    metrics["seconds"] = round(time.monotonic() - started, 1)
+    results.write(out / "metrics.json", metrics)
     results.conclude(metrics, args)
 
 

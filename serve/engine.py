@@ -1,0 +1,139 @@
+"""The engine behind the handlers: from pixels to probabilities, on every core that this container may use.
+
+On a CPU it is OpenVINO, which had the quickest kernels of those measured (bench/serving.py), one picture at a
+time: batches gain nothing there. On a CUDA GPU it is ONNX Runtime, if the archive was packaged for one.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# What model.json's `use` may name: the graph, and OpenVINO's name of the arithmetic.
+MODES = {
+    "fp32": ("model.onnx", "f32"),
+    "bf16": ("model.onnx", "bf16"),
+    "int8": ("model.int8.onnx", "f32"),  # its graph says where it is int8
+    "cuda-fp32": ("model.onnx", None),
+    "cuda-fp16": ("model.fp16.onnx", None),
+}
+# Without these instructions int8 is no quicker than fp32, and its sums may overflow on older chips.
+VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+log = logging.getLogger("engine")
+
+
+class Engine(NamedTuple):
+    """`run` takes pictures, each uint8 (height, width, 3), and returns float32 (pictures, labels)."""
+
+    mode: str
+    run: Callable[[list[np.ndarray]], np.ndarray]
+
+
+def load(model_dir: Path, spec: dict, mode: str | None = None) -> Engine:
+    """The first of model.json's `use` that this machine can do, or `mode` and no other.
+
+    Raises ValueError if a graph is not the file that model.json describes, RuntimeError if `mode` cannot be
+    done here.
+    """
+    for name in [mode] if mode else spec["precision"]["use"]:
+        file = model_dir / MODES[name][0]
+        if name.startswith("cuda"):
+            try:
+                check(file, spec)
+                return Engine(name, on_cuda(file))
+            except (ImportError, RuntimeError) as error:
+                log.warning("no %s here, so the CPU takes over: %s", name, error)
+        elif can(name):
+            check(file, spec)
+            return Engine(name, on_cpu(file, MODES[name][1]))
+    raise RuntimeError(f"this machine cannot do {mode or ' or '.join(spec['precision']['use'])}")
+
+
+def check(file: Path, spec: dict) -> None:
+    """ValueError unless the graph is the one that was packaged and tried: now, not at the first request."""
+    with open(file, "rb") as graph:
+        if hashlib.file_digest(graph, "sha256").hexdigest() != spec["sha256"].get(file.name):
+            raise ValueError(f"{file} is not the file that model.json describes: package it again")
+
+
+def can(mode: str) -> bool:
+    """Whether this chip is made for the arithmetic of a CPU mode."""
+    import openvino
+
+    if mode == "bf16":
+        return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return mode == "fp32" or (mode == "int8" and bool(VNNI & chip()))
+
+
+def chip(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The instruction sets that Linux lists for an x86 processor; nothing elsewhere."""
+    with suppress(OSError):
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split())
+    return set()
+
+
+def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many processors this container may use: the host's may be more, and threads for them only wait."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError, ZeroDivisionError):  # no quota, which the file says as "max"
+        if (cgroup / "cpu.max").exists():
+            quota, period = map(int, (cgroup / "cpu.max").read_text().split())
+        else:  # the first version of cgroups, where -1 is no quota
+            quota, period = (
+                int((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+            )
+        if quota > 0:
+            return max(1, min(count, math.ceil(quota / period)))
+    return count
+
+
+def on_cpu(file: Path, precision: str) -> Callable[[list[np.ndarray]], np.ndarray]:
+    """`run` by OpenVINO."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(file)
+    model.reshape([1, *list(model.input(0).partial_shape)[1:]])  # plans better for a size that it knows
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,  # else it takes bf16 wherever the chip has it
+        "INFERENCE_NUM_THREADS": cpus(),
+        "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
+    }
+    request = core.compile_model(model, "CPU", options).create_infer_request()
+    turn = threading.Lock()  # a call takes all cores: two at once would only be in each other's way
+
+    def run(pictures: list[np.ndarray]) -> np.ndarray:
+        rows = []
+        for picture in pictures:
+            with turn:
+                request.infer({0: picture[None]}, share_inputs=True)
+                rows.append(request.get_output_tensor(0).data[0].copy())
+        return np.stack(rows)
+
+    return run
+
+
+def on_cuda(file: Path) -> Callable[[list[np.ndarray]], np.ndarray]:
+    """`run` by ONNX Runtime's CUDA provider. Raises ImportError or RuntimeError where that is missing."""
+    import onnxruntime
+
+    cuda = "CUDAExecutionProvider"
+    if cuda not in onnxruntime.get_available_providers():
+        raise RuntimeError("this ONNX Runtime is not the one for GPUs")
+    onnxruntime.preload_dlls()  # finds CUDA's libraries where pip puts them
+    session = onnxruntime.InferenceSession(file, providers=[(cuda, {"use_tf32": "0"})])  # TF32 is not fp32
+    if session.get_providers()[0] != cuda:
+        raise RuntimeError("ONNX Runtime found no GPU, or not its libraries")
+    name = session.get_inputs()[0].name
+    return lambda pictures: session.run(None, {name: np.stack(pictures)})[0]
