@@ -11,9 +11,10 @@
         print(answer)                                           # an answer, or a PredictionError
 
 Copy this one file into your application. Nothing else is imported before it is needed: Pillow only to send
-PIL images and to scale down what is too large, numpy only to send arrays.
+PIL images and to scale down what is large (without it, pictures are sent as they are), numpy for arrays.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -32,8 +33,11 @@ REALTIME_LIMIT = 25_000_000  # bytes in one request; a few Regions may still hav
 SERVERLESS_LIMIT = 4_000_000
 CONNECT_SECONDS = 5
 CONNECTIONS = 32
-WAITS = (0.5, 1, 2, 4)  # seconds between tries while a model is loading
-SIDES = (2048, 1024, 512, 256)  # pixels, tried in turn to fit a picture into the limit
+WAITS = (0.5, 1, 2, 4)  # seconds between tries while a model is loading or busy
+LONGEST_WAIT = 10  # seconds, whatever a server's Retry-After asks for
+SHRINK = 1280  # pixels: several times what models look at, in a tenth of the bytes of a phone's photograph
+SIDES = (2048, 1024, 512, 256)  # pixels, those below `shrink` tried in turn to fit a picture into the limit
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # that are scaled down here: the server's own
 
 SIGNATURES = {
     b"\xff\xd8\xff": "image/jpeg",
@@ -75,9 +79,11 @@ class ImagePredictor:
     """Asks one endpoint; may be shared by threads.
 
     Give either `endpoint`, the name of a SageMaker endpoint, or `url`, the base address of a plain server.
-    `runtime` is a boto3 `sagemaker-runtime` client of your own making, with its own time-outs. A picture of
-    more than `limit` bytes (SERVERLESS_LIMIT for serverless endpoints) is scaled down before it is sent, or
-    with `shrink=False` refused. `timeout` is in seconds, for each try; SageMaker itself gives up after 60.
+    `runtime` is a boto3 `sagemaker-runtime` client of your own making, with its own time-outs. A picture
+    with a longest side over `shrink` pixels is sent as a JPEG of that size: fewer bytes, less time;
+    `shrink=0` sends it as it is. One request holds `limit` bytes (SERVERLESS_LIMIT for serverless endpoints):
+    a picture over that is scaled down further, or with `shrink=0` refused. `timeout` is in seconds, for each
+    try; SageMaker itself gives up after 60.
 
     Raises ValueError unless exactly one of both is given; PredictionError if AWS is not set up here.
     """
@@ -89,12 +95,14 @@ class ImagePredictor:
         url: str | None = None,
         runtime: Any = None,
         limit: int = REALTIME_LIMIT,
-        shrink: bool = True,
+        shrink: int = SHRINK,
         timeout: float = 70,
     ) -> None:
         if bool(endpoint) == bool(url):
             raise ValueError("give either endpoint= (a SageMaker endpoint) or url= (a plain server)")
-        self.limit, self.shrink = limit, shrink
+        if isinstance(shrink, bool) or shrink < 0:
+            raise ValueError(f"shrink is a number of pixels, or 0 to send pictures as they are, not {shrink}")
+        self.shrink, self.limit = shrink, limit
         if endpoint:
             self._send = partial(_invoke, runtime or _runtime(timeout), endpoint)
         else:
@@ -106,13 +114,7 @@ class ImagePredictor:
         `picture`: an encoded picture's bytes, a path, an http(s) address (which the endpoint fetches), a PIL
         image, or an array of uint8, shape (height, width, 3), RGB. Raises PredictionError.
         """
-        body, content_type = pack(picture)
-        if len(body) > self.limit:
-            if not self.shrink:
-                raise PredictionError(
-                    "too_large", f"{len(body):,} bytes are over the limit of {self.limit:,}"
-                )
-            body, content_type = scale_down(body, content_type, self.limit)
+        body, content_type = pack(picture, self.shrink, self.limit)
         return _answer(self._send(body, content_type, f"top_k={top_k}"))
 
     def predict_many(
@@ -145,32 +147,53 @@ class ImagePredictor:
 # From a picture to a request
 
 
-def pack(picture: Any) -> tuple[bytes, str]:
-    """A picture as the body of a request, and the body's Content-Type. Raises PredictionError."""
+def pack(picture: Any, shrink: int = 0, limit: int = REALTIME_LIMIT) -> tuple[bytes, str]:
+    """A picture as the body of a request, and the body's Content-Type.
+
+    Over `shrink` pixels (0: any number) it is scaled down to a JPEG, if that has fewer bytes; over `limit`
+    bytes in any case. Raises PredictionError.
+    """
+    picture = _take(picture)
+    if isinstance(picture, str):
+        return json.dumps({"url": picture}).encode(), "application/json"
+    if shrink and _side(picture) > shrink:
+        with contextlib.suppress(Exception):  # Pillow's readers raise many kinds; the server shall judge
+            small = scale_down(picture, shrink, limit)
+            if not isinstance(picture, bytes) or len(small) < len(picture):
+                return small, "image/jpeg"
+    body, content_type = _whole(picture)
+    if len(body) <= limit:
+        return body, content_type
+    over = f"{len(body):,} bytes are over the limit of {limit:,}"
+    if not shrink:
+        raise PredictionError("too_large", over)
+    try:
+        return scale_down(picture, shrink, limit), "image/jpeg"
+    except Exception as error:
+        raise PredictionError("too_large", f"{over}, and cannot be scaled down: {error}") from error
+
+
+def _take(picture: Any) -> Any:
+    """An address, encoded bytes, a PIL image or an array, all else read or refused."""
     # Whoever holds an image or an array has imported its library; nobody else should have to.
     pil, numpy = sys.modules.get("PIL.Image"), sys.modules.get("numpy")
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return _typed(bytes(picture))
     if isinstance(picture, str) and re.match("https?://", picture, re.IGNORECASE):
-        return json.dumps({"url": picture}).encode(), "application/json"
+        return picture
     if isinstance(picture, str | os.PathLike):
-        return _typed(_read(Path(picture)))
+        picture = _read(Path(picture))
+    if isinstance(picture, bytes | bytearray | memoryview):
+        if not picture:
+            raise PredictionError("not_a_picture", "the picture is empty")
+        return bytes(picture)
     if pil and isinstance(picture, pil.Image):
-        return _png(picture), "image/png"
+        return picture
     if numpy and isinstance(picture, numpy.ndarray):
-        return _npy(picture), "application/x-npy"
+        if picture.dtype != numpy.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            wanted = "an array must be uint8 of shape (height, width, 3)"
+            raise PredictionError("not_a_picture", f"{wanted}, not {picture.dtype} of shape {picture.shape}")
+        return picture
     kinds = "bytes, a path, an http(s) address, a PIL image or an array"
     raise PredictionError("not_a_picture", f"a picture is {kinds}, not {type(picture).__name__}")
-
-
-def _typed(body: bytes) -> tuple[bytes, str]:
-    """Bytes with the type that they show themselves: the names of files are too often wrong."""
-    if not body:
-        raise PredictionError("not_a_picture", "the picture is empty")
-    if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
-        return body, "image/webp"
-    kinds = (kind for signature, kind in SIGNATURES.items() if body.startswith(signature))
-    return body, next(kinds, "application/octet-stream")
 
 
 def _read(path: Path) -> bytes:
@@ -181,55 +204,91 @@ def _read(path: Path) -> bytes:
         raise PredictionError("unreadable", f"cannot read {path}: {reason}") from error
 
 
-def _png(image: Any) -> bytes:
-    from PIL import ImageOps
-
-    image = ImageOps.exif_transpose(image)  # PNG would lose the orientation
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
-        image = image.convert("RGB")
+def _whole(picture: Any) -> tuple[bytes, str]:
+    """All of a picture's pixels, and their type."""
+    if isinstance(picture, bytes):
+        return picture, _type(picture)
     file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    if hasattr(picture, "dtype"):
+        import numpy as np
 
-
-def _npy(array: Any) -> bytes:
-    import numpy as np
-
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        wanted = "an array must be uint8 of shape (height, width, 3)"
-        raise PredictionError("not_a_picture", f"{wanted}, not {array.dtype} of shape {array.shape}")
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
-def scale_down(body: bytes, content_type: str, limit: int) -> tuple[bytes, str]:
-    """A packed picture, scaled down to a JPEG of at most `limit` bytes. Raises PredictionError."""
+        np.save(file, picture, allow_pickle=False)
+        return file.getvalue(), "application/x-npy"
     try:
-        image = _open(body, content_type)
-    except Exception as error:  # Pillow's readers raise many kinds
-        over = f"{len(body):,} bytes are over the limit of {limit:,}"
-        raise PredictionError("too_large", f"{over}, and cannot be scaled down: {error}") from error
-    for side in SIDES:
+        image = _upright(picture)  # PNG would lose the orientation
+        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
+            image = image.convert("RGB")
+        image.save(file, "PNG", compress_level=1)
+    except OSError as error:  # a file that Pillow opened breaks off
+        raise PredictionError("not_a_picture", f"the image cannot be read: {error}") from error
+    return file.getvalue(), "image/png"
+
+
+def _type(body: bytes) -> str:
+    """The type that bytes show themselves: the names of files are too often wrong."""
+    if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
+        return "image/webp"
+    kinds = (kind for signature, kind in SIGNATURES.items() if body.startswith(signature))
+    return next(kinds, "application/octet-stream")
+
+
+# Less of a picture
+
+
+def scale_down(picture: Any, shrink: int, limit: int) -> bytes:
+    """A JPEG of at most `shrink` pixels and `limit` bytes. Raises PredictionError, and what Pillow does."""
+    image = _open(picture)
+    if isinstance(picture, bytes):  # a JPEG decoded at a half or less of its size: a third of the time
+        image.draft(None, _scaled(image.size, shrink))
+    image = _upright(image).convert("RGB")
+    for side in (shrink, *(side for side in SIDES if side < shrink)):
         file = io.BytesIO()
-        image.thumbnail((side, side))
-        image.save(file, "JPEG", quality=90)
+        image.resize(_scaled(image.size, side)).save(file, "JPEG", quality=90)
         if file.tell() <= limit:
-            return file.getvalue(), "image/jpeg"
+            return file.getvalue()
     raise PredictionError("too_large", f"no picture of use fits into {limit:,} bytes")
 
 
-def _open(body: bytes, content_type: str) -> Any:
-    from PIL import Image, ImageOps
+def _open(picture: Any) -> Any:
+    """A PIL image; of encoded bytes, only the header is read."""
+    from PIL import Image
 
-    if content_type == "application/x-npy":
+    if isinstance(picture, bytes) and picture.startswith(b"\x93NUMPY"):
         import numpy as np
 
-        return Image.fromarray(np.load(io.BytesIO(body), allow_pickle=False))
-    image = Image.open(io.BytesIO(body))
-    # A JPEG is decoded at about the size wanted, in a fraction of the memory.
-    image.draft("RGB", (SIDES[0], SIDES[0]))
-    return ImageOps.exif_transpose(image).convert("RGB")
+        picture = np.load(io.BytesIO(picture), allow_pickle=False)
+    if isinstance(picture, bytes):
+        return Image.open(io.BytesIO(picture), formats=FORMATS)
+    return Image.fromarray(picture) if hasattr(picture, "dtype") else picture
+
+
+def _side(picture: Any) -> int:
+    """The longest side in pixels; 0 if that cannot be known here."""
+    try:
+        return _longest(_open(picture).size)
+    except Exception:  # no Pillow, or nothing that it reads
+        return 0
+
+
+def _longest(size: tuple[int, int]) -> int:
+    # A model looks at a panorama's middle, which must keep its height: no side counts more than double.
+    return min(max(size), 2 * min(size))
+
+
+def _scaled(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """`size` with a longest side of `side`, or as it is if that is smaller."""
+    scale = min(1, side / _longest(size))
+    return tuple(max(1, round(scale * length)) for length in size)
+
+
+def _upright(image: Any) -> Any:
+    """Turned as its EXIF orientation says; as it lies if the EXIF block is damaged, like the server."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's EXIF reader raises many kinds, too
+        return image
 
 
 # A plain server
@@ -252,7 +311,7 @@ def _session(url: str) -> tuple[Any, str]:
         backoff_factor=WAITS[0],
         raise_on_status=False,
     )
-    retry.retry_after_max = 10  # seconds; not as an argument, which older releases do not know
+    retry.retry_after_max = LONGEST_WAIT  # not as an argument, which older releases do not know
     session = requests.Session()
     adapter = requests.adapters.HTTPAdapter(max_retries=retry, pool_maxsize=CONNECTIONS)
     session.mount("http://", adapter)
@@ -335,8 +394,8 @@ def _invoke(runtime: Any, endpoint: str, body: bytes, content_type: str, attribu
         except (BotoCoreError, ClientError) as error:
             failure = _aws_error(error)
             wait = next(waits, None)
-            # boto3 itself tries again when AWS is busy, but not when the model behind it is still loading.
-            if failure.code != "not_loaded" or wait is None:
+            # boto3 itself tries again when AWS is busy, but not when the server behind it is.
+            if failure.code not in ("not_loaded", "busy") or wait is None:
                 raise failure from error
             time.sleep(wait)
 

@@ -120,7 +120,10 @@ def grid(width: int, lines: list[tuple]) -> Table:
 
 
 def training(row: dict) -> list[Text]:
-    """What training said, and the picture's label: a tick where it is the same as the answer."""
+    """What training said, and the picture's label: a tick where it is the same as the answer.
+
+    A difference is yellow where training was not sure, and so does not count.
+    """
     if not (entry := row.get("training")):
         return [Text("nothing", "dim"), Text()]
     predicted, labels = (", ".join(entry[key]) or "none" for key in ("predicted", "labels"))
@@ -128,7 +131,7 @@ def training(row: dict) -> list[Text]:
     said = (
         Text(f"✓ {confidence}", "green")
         if entry["agrees"]
-        else Text(f"✗ {predicted} {confidence}", "bold red")
+        else Text(f"✗ {predicted} {confidence}", "bold red" if entry["sure"] else "yellow")
     )
     return [said, Text("✓", "green") if entry["right"] else Text(labels, "yellow")]
 

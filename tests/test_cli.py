@@ -1,5 +1,6 @@
 """client/cli.py: which pictures it asks about, what it prints, and its exit codes."""
 
+import io
 import json
 import os
 import pty
@@ -59,12 +60,13 @@ def validation(folder, *entries):
     return folder / "validation.json"
 
 
-def entry(number, predicted="cat", label="cat", confidence=0.9):
+def entry(number, predicted="cat", label="cat", confidence=0.9, **margin):
     return {
         "file": f"pictures/{number:03}.png",
         "labels": [label],
         "predicted": [predicted],
         "confidence": confidence,
+        **margin,
     }
 
 
@@ -200,6 +202,44 @@ def test_answers_that_differ_from_training_fail(tmp_path, capsys):
     assert result["summary"]["verdict"]["passed"] is False
 
 
+@pytest.mark.parametrize(
+    ("ties", "sentence"),
+    [(1, "; 1 other was a near tie; largest"), (2, "; 2 others were near ties; largest")],
+)
+def test_near_ties_are_shown_but_do_not_fail(tmp_path, capsys, ties, sentence):
+    unsure = [entry(number, predicted="dog", margin=0.19) for number in range(ties)]
+    file = validation(tmp_path, *unsure, entry(2, margin=0.2), entry(3))
+    with scripted(reply()) as server:
+        code, out, _ = run(capsys, "--url", server.url, "--expect", file)
+        assert code == 0
+        assert out.splitlines()[-1].startswith(
+            f"passed: 2 of {2 + ties} answers agree with training{sentence}"
+        )
+        assert re.search(r"000\.png +cat .* ✗ dog 90\.0 %", out)
+        _, out, _ = run(capsys, "--url", server.url, "--expect", file, "--json")
+    verdict = json.loads(out)["summary"]["verdict"]
+    assert {key: verdict[key] for key in ("passed", "compared", "sure", "agree", "near_ties")} == {
+        "passed": True, "compared": 2 + ties, "sure": 2, "agree": 2, "near_ties": ties,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("sure", "code"), [(100, 0), (99, 1)])
+def test_one_in_a_hundred_may_differ_where_training_was_sure(tmp_path, capsys, sure, code):
+    entries = [entry(number, margin=0.9) for number in range(1, sure)]
+    file = validation(tmp_path, entry(0, predicted="dog", margin=0.9), *entries, entry(100, margin=0.1))
+    with scripted(reply()) as server:
+        assert run(capsys, "--url", server.url, "--expect", file)[0] == code
+
+
+@pytest.mark.parametrize(("predicted", "code"), [("cat", 0), ("dog", 1)])
+def test_where_training_was_never_sure_every_answer_counts(tmp_path, capsys, predicted, code):
+    file = validation(tmp_path, entry(0, margin=0.1), entry(1, predicted=predicted, margin=0.1))
+    with scripted(reply()) as server:
+        found, out, _ = run(capsys, "--url", server.url, "--expect", file)
+    assert found == code
+    assert "near tie" not in out
+
+
 def test_a_picture_without_an_answer_does_not_agree(tmp_path, capsys):
     file = validation(tmp_path, entry(0), entry(1))
     (tmp_path / "pictures/001.png").write_bytes(b"bad")
@@ -207,6 +247,26 @@ def test_a_picture_without_an_answer_does_not_agree(tmp_path, capsys):
         code, out, _ = run(capsys, "--url", server.url, "--expect", file)
     assert code == 1
     assert out.splitlines()[-1].startswith("failed: 1 of 2 answers agree")
+
+
+def test_a_picture_without_an_answer_fails_however_unsure_training_was(tmp_path, capsys):
+    file = validation(tmp_path, entry(0), entry(1, margin=0.1))
+    (tmp_path / "pictures/001.png").write_bytes(b"bad")
+    with scripted(answer=by_size) as server:
+        code, out, _ = run(capsys, "--url", server.url, "--expect", file)
+    assert code == 1
+    assert out.splitlines()[-1].startswith("failed: 1 of 2 answers agree with training; largest")
+
+
+def test_large_pictures_are_scaled_down_but_not_to_compare_with_training(tmp_path, capsys):
+    file = validation(tmp_path, entry(0))
+    large = tmp_path / "pictures/000.png"
+    Image.effect_noise((1600, 1200), 50).save(large)
+    with scripted(reply()) as server:
+        for words in ([large], [large, "--shrink", 100], [large, "--shrink", 0], ["--expect", file]):
+            assert run(capsys, "--url", server.url, *words)[0] == 0
+    sizes = [Image.open(io.BytesIO(request.body)).size for request in server.requests]
+    assert sizes == [(1280, 960), (100, 75), (1600, 1200), (1600, 1200)]
 
 
 def test_pictures_given_are_matched_by_name_and_others_are_only_shown(tmp_path, photos, capsys):
@@ -275,7 +335,13 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(photos, monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
-    "words", [["--url", "http://x", "--endpoint", "x"], ["--top-k", "0"], ["--concurrency", "many"]]
+    "words",
+    [
+        ["--url", "http://x", "--endpoint", "x"],
+        ["--top-k", "0"],
+        ["--concurrency", "many"],
+        ["--shrink", "-1"],
+    ],
 )
 def test_argparse_refuses_what_makes_no_sense(words, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -305,7 +371,16 @@ def test_aws_refusing_altogether_is_exit_code_3(photos, monkeypatch, capsys):
 def test_help_is_quick_and_tells_every_option():
     done = subprocess.run([sys.executable, "-X", "importtime", CLI, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for word in ("PICTURE", "--endpoint", "--url", "--top-k", "--concurrency", "--json", "--expect"):
+    for word in (
+        "PICTURE",
+        "--endpoint",
+        "--url",
+        "--top-k",
+        "--concurrency",
+        "--shrink",
+        "--json",
+        "--expect",
+    ):
         assert word in done.stdout
     assert not re.search(r"\b(rich|requests|boto3|PIL|numpy)\b", done.stderr)
 
