@@ -7,15 +7,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import requests
 import yaml
 from conftest import ROOT, run
 
+import export
+import options
 import train
 
 INVOKE = Path(sys.executable).with_name("invoke")
+COST_BY_TASKS = {"example", "compare", "simulate", "hourly", "actual", "billed", "refresh", "json", "csv"}
+COST_BY_TASKS |= {"without", "offers", "archive", "bench"}
+MODEL = ("stack", "role", "environment", "tags", "kms_key", "subnets", "security_groups", "isolation")
 PETS = yaml.safe_load((ROOT / "config" / "pets.yaml").read_text())
 
 
@@ -37,12 +43,13 @@ def value(command: list[str], flag: str) -> str:
 
 
 def test_the_road_is_four_commands_that_meet_in_build():
-    train, export, archive, ask = said("train", "package", "test-local")
+    train, export, archive, ask = said("train", "package", "--local", "test-local")
     assert train[0] == "train/train.py"
     assert value(train, "--out") == "build/pets/train"
     assert value(train, "--arch") == "resnet50"
     assert value(train, "--labels") == r"^(.+)_\d+\.jpg$"
-    assert export == shlex.split("package/export.py --train=build/pets/train --out=build/pets/model")
+    assert export[:3] == shlex.split("package/export.py --train=build/pets/train --out=build/pets/model")
+    assert export[3:] == ["--precision=auto", "--device=cpu"]
     assert archive == shlex.split("package/archive.py --model=build/pets/model --out=build/pets/model.tar.gz")
     assert ask[0] == "deploy/local.py"
     assert value(ask, "--model") == "build/pets/model"
@@ -136,19 +143,110 @@ def test_an_address_given_for_one_run_beats_an_endpoint_in_the_configuration():
     ("section", "script", "given_by_tasks"),
     [
         ("train", "train/train.py", {"out"}),
+        ("package", "package/export.py", {"train", "out", "code"}),
         ("local", "deploy/local.py", {"model"}),
         ("predict", "client/cli.py", {"expect", "json", "no_thumbnails"}),
+        ("bench", "bench/endpoint.py", {"out", "json", "yes"}),
+        ("cost", "cost/estimate.py", COST_BY_TASKS),
+        ("deploy", "deploy/endpoint.py deploy", {"project", "build", "rollback"}),
+        ("transform", "deploy/endpoint.py transform", {"project", "build", *MODEL}),
     ],
 )
 def test_a_section_of_the_configuration_is_its_scripts_flags(section, script, given_by_tasks):
-    flags = set(re.findall(r"--([a-z][a-z-]*)", run(script, "--help").stdout.partition("options:")[0]))
+    flags = set(
+        re.findall(r"--([a-z][a-z0-9-]*)", run(*script.split(), "--help").stdout.partition("options:")[0])
+    )
     assert {flag.replace("-", "_") for flag in flags} - given_by_tasks == set(PETS[section])
     help_ = invoke(section, "--help").stdout
     assert all(f"--{key.replace('_', '-')}" in help_ for key in PETS[section])
 
 
+def test_deploying_uploads_first_and_going_back_does_not():
+    upload, deploy = said("deploy", "--ttl", "4h")
+    assert upload[0] == "package/upload.py"
+    assert value(upload, "--archive") == "build/pets/model.tar.gz"
+    assert value(upload, "--out") == "build/pets/uploaded.json"
+    assert deploy[:2] == ["deploy/endpoint.py", "deploy"]
+    assert value(deploy, "--project") == "pets"
+    assert value(deploy, "--ttl") == "4h"
+    (deploy,) = said("deploy", "--rollback")
+    assert "--rollback" in deploy
+
+
+def test_batch_runs_what_the_endpoint_runs():
+    (transform,) = said("transform", "s3://a/b", "s3://c/d", INVOKE_DEPLOY_SUBNETS="subnet-1")
+    assert transform[:2] == ["deploy/endpoint.py", "transform"]
+    assert transform[-2:] == ["s3://a/b", "s3://c/d"]
+    assert value(transform, "--subnets") == "subnet-1"
+
+
+def test_pets_yaml_says_the_defaults_that_deploy_has_by_itself():
+    parse = run_path(str(ROOT / "deploy/endpoint.py"))["arguments"]
+    for verb, words in (("deploy", []), ("transform", ["s3://a", "s3://b"])):
+        given = {key: value for key, value in PETS[verb].items() if value is not None}
+        flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+        own, same = ([verb, *words, "--project=pets", *some] for some in ([], flags))
+        left, right = vars(parse(own)), vars(parse(same))
+        assert {key: left[key] for key in PETS[verb]} == {key: right[key] for key in PETS[verb]}
+
+
+def test_bench_loads_one_endpoint_and_writes_into_build():
+    (bench,) = said("bench", "--p99", "200ms")
+    assert bench[0] == "bench/endpoint.py"
+    assert [value(bench, f"--{key}") for key in ("url", "p99", "out")] == [
+        PETS["bench"]["url"], "200ms", "build/pets/bench.json",
+    ]  # fmt: skip
+    assert not [word for word in bench if word.startswith(("--endpoint", "--pictures", "--yes"))]
+    (bench,) = said("bench", "--endpoint", "pets", "--yes")
+    assert value(bench, "--endpoint") == "pets"
+    assert "--yes" in bench
+    assert not [word for word in bench if word.startswith("--url")]
+
+
+@pytest.mark.parametrize("section", ["predict", "bench"])
+def test_pets_yaml_says_the_defaults_that_the_client_and_bench_have_by_themselves(section):
+    script = {"predict": "client/cli.py", "bench": "bench/endpoint.py"}[section]
+    parse = run_path(str(ROOT / script))["parse"]
+    given = {key.replace("_", "-"): value for key, value in PETS[section].items() if value is not None}
+    own = parse(["--url", given["url"]])
+    assert parse([f"--{key}={value}" for key, value in given.items()]) == own
+
+
+def test_cost_is_of_the_deployment_unless_it_says_otherwise():
+    (cost,) = said("cost")
+    assert cost[0] == "cost/estimate.py"
+    deployed = PETS["deploy"]
+    for key in ("kind", "instance", "count", "memory", "provisioned", "max"):
+        assert value(cost, f"--{key}") == str(deployed[key])
+    assert value(cost, "--archive") == "build/pets/model.tar.gz"
+    assert value(cost, "--bench") == "build/pets/bench.json"
+    assert not [word for word in cost if word.startswith(("--invocations", "--region", "--volume"))]
+    (cost,) = said("cost", "--compare", "--instance=ml.m5.large", "--json", INVOKE_DEPLOY_MAX="4")
+    assert [value(cost, f"--{key}") for key in ("instance", "max", "invocations")] == [
+        "ml.m5.large",
+        "4",
+        "600",
+    ]
+    assert {"--compare", "--json"} <= set(cost)
+    assert "--example=guide" in said("cost", "--example")[0]
+
+
+def test_pets_yaml_says_the_defaults_that_cost_has_by_itself():
+    given = {key: value for key, value in PETS["cost"].items() if value is not None}
+    deployed = {
+        key: PETS["deploy"][key] for key in ("kind", "instance", "count", "memory", "provisioned", "max")
+    }
+    words = [f"--{key}={value}" for key, value in (given | deployed).items()]
+    assert options.parse(words, "") == options.parse([], "")
+
+
 def test_pets_yaml_says_the_defaults_that_train_has_by_itself():
     assert vars(train.arguments(["--out", "x"])) == PETS["train"] | {"out": Path("x")}
+
+
+def test_pets_yaml_says_the_defaults_that_package_has_by_itself():
+    args = vars(export.arguments(["--train", "x", "--out", "y"]))
+    assert {key: args[key] for key in PETS["package"]} == PETS["package"]
 
 
 def test_no_section_has_a_name_that_invoke_needs_itself():
@@ -157,7 +255,8 @@ def test_no_section_has_a_name_that_invoke_needs_itself():
 
 def test_invoke_lists_a_line_for_every_verb():
     listed = re.findall(r"^  ([a-z-]+)  +\w", invoke("--list").stdout, re.MULTILINE)
-    assert listed == ["local", "package", "predict", "test-local", "train"]
+    verbs = "bench cost deploy destroy local logs package predict role status test-local train transform"
+    assert listed == verbs.split()
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

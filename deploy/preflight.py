@@ -1,0 +1,121 @@
+"""Before anything is created: the archive, the role, your permissions and the quota, where AWS lets us ask.
+
+What may not be asked is said and passed over; what would certainly fail stops here, with nothing made.
+"""
+
+import re
+from typing import Any
+
+from aws import Aws, AwsError, Stop, as_stop, is_denied, pages, unless_missing
+from names import role_name
+from plan import Plan
+
+QUOTAS = "https://{region}.console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
+
+
+def check(aws: Aws, plan: Plan, extra: int) -> list[str]:
+    """Everything in turn; returns what could not be checked. `extra` instances will be needed at most.
+
+    Raises Stop for the first thing that would fail.
+    """
+    archive_is_there(aws, plan)
+    passed_over = []
+    for what, look in (
+        ("the role", lambda: role_works(aws, plan)),
+        ("your permissions", lambda: caller_may(aws, plan)),
+        ("the quota", lambda: quota_suffices(aws, plan.settings.instance, extra)),
+    ):
+        if what == "the quota" and plan.settings.kind == "serverless":
+            continue
+        try:
+            look()
+        except AwsError as error:
+            if not is_denied(error):
+                raise
+            passed_over.append(f"{what} was not checked: {as_stop(error)}")
+    return passed_over
+
+
+def archive_is_there(aws: Aws, plan: Plan) -> None:
+    """Raises Stop when the bucket or the archive was deleted."""
+    key = plan.archive.url.removeprefix(f"s3://{plan.archive.bucket}/")
+    if unless_missing(aws("s3").head_object, Bucket=plan.archive.bucket, Key=key) is None:
+        raise Stop(3, f"{plan.archive.url} is no longer there: run `invoke package` to upload it again")
+
+
+def role_works(aws: Aws, plan: Plan) -> None:
+    """Raises Stop when the role is missing, SageMaker may not use it, or it may not read the archive."""
+    arn = plan.model["ExecutionRoleArn"]
+    role = unless_missing(aws("iam").get_role, RoleName=arn.rpartition("/")[2])
+    if role is None:
+        raise Stop(2, f"there is no role {arn}: `invoke role --create` makes one")
+    if "sagemaker.amazonaws.com" not in str(role["Role"]["AssumeRolePolicyDocument"]):
+        raise Stop(2, f"SageMaker may not use {arn}: its trust policy must name sagemaker.amazonaws.com")
+    key = plan.archive.url.removeprefix("s3://")
+    actions = {"s3:GetObject": f"arn:{aws.partition}:s3:::{key}"}
+    if "dkr.ecr" in plan.model["PrimaryContainer"]["Image"]:
+        actions["ecr:GetAuthorizationToken"] = "*"
+    for action in denied(aws("iam"), arn, actions):
+        again = (
+            "`invoke role --create` mends it" if role_name(plan.project) in arn else "`invoke role` prints it"
+        )
+        raise Stop(3, f"the role {arn} lacks {action} on {actions[action]}: {again}")
+
+
+def caller_may(aws: Aws, plan: Plan) -> None:
+    """Raises Stop when your own identity lacks a permission that deploying needs."""
+    caller = aws.caller
+    if ":assumed-role/" in caller:  # a session of a role; its path is lost in the session's name
+        name = caller.split("/")[1]
+        caller = aws("iam").get_role(RoleName=name)["Role"]["Arn"]
+    if caller.endswith(":root"):
+        return
+    here = f"arn:{aws.partition}:sagemaker:{aws.region}:{aws.account}"
+    endpoint = f"{here}:endpoint/{plan.project}"
+    actions = {
+        "sagemaker:CreateModel": f"{here}:model/{plan.model['ModelName']}",
+        "sagemaker:CreateEndpointConfig": f"{here}:endpoint-config/{plan.name}",
+        "sagemaker:CreateEndpoint": endpoint,
+        "sagemaker:UpdateEndpoint": endpoint,
+        "sagemaker:DeleteEndpoint": endpoint,
+        "sagemaker:InvokeEndpoint": endpoint,
+        "sagemaker:AddTags": endpoint,
+        "iam:PassRole": plan.model["ExecutionRoleArn"],
+    }
+    for action in denied(aws("iam"), caller, actions):
+        text = f"your AWS identity {aws.caller} lacks {action} on {actions[action]}"
+        raise Stop(3, f"{text}: `invoke role` prints the policy that it needs")
+
+
+def denied(iam: Any, arn: str, actions: dict[str, str]) -> list[str]:
+    """Which of these actions, by resource, IAM's simulator says that an identity may not do."""
+    context = {
+        "ContextKeyName": "iam:PassedToService",
+        "ContextKeyValues": ["sagemaker.amazonaws.com"],
+        "ContextKeyType": "string",
+    }
+    refused = []
+    for resource in dict.fromkeys(actions.values()):
+        names = [action for action, on in actions.items() if on == resource]
+        answer = iam.simulate_principal_policy(
+            PolicySourceArn=arn, ActionNames=names, ResourceArns=[resource], ContextEntries=[context]
+        )
+        refused += [
+            result["EvalActionName"]
+            for result in answer["EvaluationResults"]
+            # With a condition that we cannot know of, the simulator's no is no answer.
+            if result["EvalDecision"] != "allowed" and not result.get("MissingContextValues")
+        ]
+    return [action for action in actions if action in refused]
+
+
+def quota_suffices(aws: Aws, instance: str, extra: int) -> None:
+    """Raises Stop when the account's quota for this instance type is below what will be used at once."""
+    if not extra:
+        return
+    wanted = f"{instance} for endpoint usage"
+    for quota in pages(aws("service-quotas"), "list_service_quotas", "Quotas", ServiceCode="sagemaker"):
+        if quota["QuotaName"] == wanted and quota["Value"] < extra:
+            where = QUOTAS.format(region=aws.region)
+            text = f"your quota of {wanted} is {quota['Value']:g}, and {extra} are needed at once"
+            raise Stop(3, f"{text}: ask for more at {where}/{re.sub('[^A-Z0-9-]', '', quota['QuotaCode'])}")

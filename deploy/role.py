@@ -1,0 +1,164 @@
+"""Permissions: `python deploy/role.py --project pets` prints the roles and policies that this project needs.
+
+`--create` makes the execution role, which SageMaker takes on to read the archive and write logs, and the
+role with which the scheduler ends an endpoint; again is the same. The deployer's policy is for you: an
+administrator attaches it to whoever deploys.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from string import Template
+
+from aws import Aws, AwsError, Failure, Stop, as_stop, connect, guarded, is_denied, unless_missing
+from names import PROJECT, alarm_prefix, check_project, role_name, tag_list, ttl_name
+
+POLICIES = Path(__file__).with_name("policies")
+METADATA = Path("/opt/ml/metadata/resource-metadata.json")  # in SageMaker Studio and notebooks
+INLINE = "fastai-sagemaker"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the policies, or make the roles, or remove them."""
+    parser = argparse.ArgumentParser(description="The roles and policies of a project.")
+    parser.add_argument("--project", required=True)
+    parser.add_argument("--bucket", help="default: SageMaker's own")
+    parser.add_argument("--create", action="store_true", help="make both roles, or bring them up to date")
+    parser.add_argument("--remove", action="store_true", help="delete both roles")
+    args = parser.parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """What the command line says; the exit code."""
+    project = check_project(args.project)
+    aws = somewhere() if not (args.create or args.remove) else connect()
+    documents = policies(aws, project, args.bucket)
+    if args.remove:
+        for name in (role_name(project), ttl_name(project)):
+            print(f"{name}: {'removed' if remove(aws, project, name) else 'there is no such role'}")
+    elif args.create:
+        trusts = {role_name(project): "sagemaker", ttl_name(project): "scheduler"}
+        for name, key in zip(trusts, ("execution_role", "ttl_role"), strict=True):
+            print(f"{name}: {create(aws, project, name, documents[key])}")
+    else:
+        print(json.dumps(documents, indent=2))
+    return 0
+
+
+def somewhere() -> Aws:
+    """The user's account; without credentials, words that stand for it."""
+    try:
+        return connect()
+    except Failure as error:
+        reason = as_stop(error)
+        print(f"note: ACCOUNT and REGION are yours to fill in ({reason})", file=sys.stderr)
+        return Aws(None, "REGION", "aws", "ACCOUNT", "")
+
+
+def policies(aws: Aws, project: str, bucket: str | None) -> dict:
+    """The policies of deploy/policies/, filled in: execution_role, ttl_role and deployer."""
+    role = f"arn:{aws.partition}:iam::{aws.account}:role/"
+    values = {
+        "partition": aws.partition,
+        "region": aws.region,
+        "account": aws.account,
+        "bucket": bucket or f"sagemaker-{aws.region}-{aws.account}",
+        "project": project,
+        "role": role + role_name(project),
+        "ttl_role": role + ttl_name(project),
+        "ttl_name": ttl_name(project),
+        "alarms": alarm_prefix(project),
+    }
+
+    def fill(name: str, **more: str) -> dict:
+        return json.loads(Template((POLICIES / f"{name}.json").read_text()).substitute(values, **more))
+
+    def trust(service: str) -> dict:
+        return fill("trust", service=f"{service}.amazonaws.com")
+
+    return {
+        "execution_role": {"trust": trust("sagemaker"), "policy": fill("execution")},
+        "ttl_role": {"trust": trust("scheduler"), "policy": fill("ttl")},
+        "deployer": {"policy": fill("deployer")},
+    }
+
+
+def create(aws: Aws, project: str, name: str, documents: dict) -> str:
+    """Make a role, or bring ours up to date; returns its ARN. Raises Stop if it is somebody else's."""
+    iam, trust = aws("iam"), json.dumps(documents["trust"])
+    found = unless_missing(iam.get_role, RoleName=name)
+    if found is None:
+        request = {"RoleName": name, "AssumeRolePolicyDocument": trust}
+        with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):  # a request that was repeated
+            iam.create_role(**request, Tags=tag_list({PROJECT: project}))
+        found = iam.get_role(RoleName=name)
+    check_ours(found["Role"], project)
+    iam.update_assume_role_policy(RoleName=name, PolicyDocument=trust)
+    iam.put_role_policy(RoleName=name, PolicyName=INLINE, PolicyDocument=json.dumps(documents["policy"]))
+    return found["Role"]["Arn"]
+
+
+def remove(aws: Aws, project: str, name: str) -> bool:
+    """Delete a role of ours; whether there was one. Raises Stop if it is somebody else's."""
+    found = unless_missing(aws("iam").get_role, RoleName=name)
+    if found is None:
+        return False
+    check_ours(found["Role"], project)
+    unless_missing(aws("iam").delete_role_policy, RoleName=name, PolicyName=INLINE)
+    unless_missing(aws("iam").delete_role, RoleName=name)
+    return True
+
+
+def check_ours(role: dict, project: str) -> None:
+    """Raises Stop unless the role bears the project's tag."""
+    if {"Key": PROJECT, "Value": project} not in role.get("Tags", []):
+        raise Stop(2, f"the role {role['RoleName']} was not made by this tool: rename or delete it")
+
+
+# --- the role of a deployment
+
+
+def find_role(aws: Aws, given: str | None, project: str, metadata: Path = METADATA) -> str:
+    """The execution role's ARN: the one given, the notebook's own, or that of `invoke role --create`.
+
+    Raises Stop when there is none.
+    """
+    if given:
+        return given if given.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account}:role/{given}"
+    if attached := notebook_role(aws, metadata):
+        return attached
+    try:
+        found = unless_missing(aws("iam").get_role, RoleName=role_name(project))
+    except AwsError as error:
+        if not is_denied(error):
+            raise
+        raise Stop(3, f"{as_stop(error)}; or give the role's ARN as `role`") from None
+    if found is None:
+        raise Stop(2, "there is no execution role: `invoke role --create` makes one, or give yours as `role`")
+    return found["Role"]["Arn"]
+
+
+def notebook_role(aws: Aws, metadata: Path) -> str | None:
+    """The role of the SageMaker notebook or Studio space that this runs in; None elsewhere."""
+    try:
+        facts = json.loads(metadata.read_text())
+    except (OSError, ValueError):
+        return None
+    if "ExecutionRoleArn" in facts:
+        return facts["ExecutionRoleArn"]
+    sagemaker = aws("sagemaker")
+    if "DomainId" not in facts:
+        return sagemaker.describe_notebook_instance(NotebookInstanceName=facts["ResourceName"])["RoleArn"]
+    domain = {"DomainId": facts["DomainId"]}
+    if "UserProfileName" in facts:
+        profile = sagemaker.describe_user_profile(**domain, UserProfileName=facts["UserProfileName"])
+        if role := profile.get("UserSettings", {}).get("ExecutionRole"):
+            return role
+    return sagemaker.describe_domain(**domain)["DefaultUserSettings"]["ExecutionRole"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,61 @@
+"""An endpoint's end, arranged beforehand: a one-time schedule at AWS deletes it, whatever happens here."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+from aws import Aws, Stop, unless_missing
+from names import ttl_name
+
+SHORTEST = 15 * 60  # seconds; making an endpoint takes most of that, and meanwhile it cannot be deleted
+TRIES = {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 86400}  # while it is being updated
+
+
+def check(aws: Aws, project: str, seconds: int | None) -> str | None:
+    """The role that the scheduler takes on, None where none is needed. Raises Stop when it is missing."""
+    if not seconds:
+        return None
+    if seconds < SHORTEST:
+        raise Stop(
+            2, f"`ttl` is at least {SHORTEST // 60}m, for that is about how long making an endpoint takes"
+        )
+    role = unless_missing(aws("iam").get_role, RoleName=ttl_name(project))
+    if role is None:
+        raise Stop(2, f"`ttl` needs the role {ttl_name(project)}: `invoke role --create` makes it")
+    return role["Role"]["Arn"]
+
+
+def arrange(aws: Aws, project: str, role: str, seconds: int) -> datetime:
+    """Make the schedule, or move it; returns when the endpoint will be deleted."""
+    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
+    request = {
+        "Name": ttl_name(project),
+        "ScheduleExpression": f"at({end:%Y-%m-%dT%H:%M:%S})",
+        "ScheduleExpressionTimezone": "UTC",
+        "FlexibleTimeWindow": {"Mode": "OFF"},
+        "ActionAfterCompletion": "DELETE",
+        "Description": f"deletes the SageMaker endpoint {project}",
+        "Target": {
+            "Arn": f"arn:{aws.partition}:scheduler:::aws-sdk:sagemaker:deleteEndpoint",
+            "RoleArn": role,
+            "Input": json.dumps({"EndpointName": project}),
+            "RetryPolicy": TRIES,
+        },
+    }
+    scheduler = aws("scheduler")
+    if unless_missing(scheduler.update_schedule, **request) is None:
+        scheduler.create_schedule(**request)
+    return end
+
+
+def end_of(aws: Aws, project: str) -> datetime | None:
+    """When the endpoint will be deleted; None if nothing is arranged."""
+    schedule = unless_missing(aws("scheduler").get_schedule, Name=ttl_name(project))
+    if schedule is None:
+        return None
+    text = schedule["ScheduleExpression"].removeprefix("at(").rstrip(")")
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def cancel(aws: Aws, project: str) -> bool:
+    """Take the schedule back; whether there was one."""
+    return unless_missing(aws("scheduler").delete_schedule, Name=ttl_name(project)) is not None

@@ -1,0 +1,108 @@
+"""Waiting for AWS, and saying what it does: one line that lives on a terminal, plain lines elsewhere."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from aws import Aws, AwsError, Stop, is_denied, unless_missing
+
+MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+PAUSES = (0.5, 1, 2, 4, 8)  # seconds between looks; then the last one for ever
+CONSISTENT = 30  # seconds after which AWS knows of what it has just been told
+LIMIT = 90 * 60  # seconds; SageMaker itself gives up long before
+LOST = 8  # looks in a row that may go wrong before the watch is given up
+STEPS = {
+    "Creating": "an instance is prepared, the image and the archive are fetched, the container starts",
+    "Updating": "new instances start beside the old ones, which go on answering",
+    "ActivatingTraffic": "the new instances take over",
+    "Baking": "the new instances are under watch, the old ones ready to take over again",
+    "RollingBack": "the old instances take over again",
+    "Deleting": "the instances are given back",
+    "InProgress": "an instance is prepared, the pictures go through the model, the answers are written",
+}
+
+
+def settled(aws: Aws, project: str, expected: str | None = None, usually: str = "") -> dict | None:
+    """Wait until the endpoint has done what it is doing: its last description, None when it is gone.
+
+    `expected` is the configuration that was just asked for, which AWS may not know of at once.
+    """
+
+    def look() -> dict | None:
+        return unless_missing(aws("sagemaker").describe_endpoint, EndpointName=project)
+
+    seen_moving = False
+
+    def is_over(found: dict | None, seconds: float) -> bool:
+        nonlocal seen_moving
+        moving = found is not None and found["EndpointStatus"] in MOVING
+        seen_moving |= moving
+        known = not expected or seen_moving or (found and found["EndpointConfigName"] == expected)
+        return not moving and bool(known or seconds > CONSISTENT)
+
+    return wait_for(f"endpoint {project}", look, is_over, endpoint_step, usually)
+
+
+def wait_for(
+    what: str,
+    look: Callable[[], dict | None],
+    is_over: Callable[[dict | None, float], bool],
+    step: Callable[[dict], str],
+    usually: str = "",
+) -> dict | None:
+    """Look again and again until it is over. Raises Stop after LIMIT, or what keeps going wrong."""
+    start, wrong = time.monotonic(), 0
+    with telling(what, usually) as tell:
+        for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
+            seconds = time.monotonic() - start
+            try:
+                found, wrong = look(), 0
+            except AwsError as error:
+                wrong += 1
+                if wrong == LOST or is_denied(error):
+                    raise
+                found = {}
+            if found != {} and is_over(found, seconds):
+                return found
+            if seconds > LIMIT:
+                raise Stop(3, f"{what} is not ready after {LIMIT // 60} minutes: the same command waits on")
+            tell(step(found) if found else "")
+            time.sleep(pause)
+    return None
+
+
+def endpoint_step(found: dict) -> str:
+    """What an endpoint is doing, in words."""
+    pending = found.get("PendingDeploymentSummary") or found
+    variants = pending.get("ProductionVariants") or []
+    said = [status for variant in variants for status in variant.get("VariantStatus", [])]
+    status = said[-1]["Status"] if said else found["EndpointStatus"]
+    message = said[-1].get("StatusMessage") if said else None
+    return f"{found['EndpointStatus']}: {message or STEPS.get(status, status)}"
+
+
+@contextmanager
+def telling(what: str, usually: str) -> Iterator[Callable[[str], None]]:
+    """A function that says what is happening and for how long."""
+    console, start = Console(), time.monotonic()
+    said: list[tuple[str, int]] = []
+
+    def line(text: str) -> str:
+        seconds = int(time.monotonic() - start)
+        return f"{what}  {seconds // 60}:{seconds % 60:02}{usually and f' (usually {usually})'}  {text}"
+
+    if console.is_terminal:
+        with console.status(what) as status:
+            yield lambda text: status.update(line(text))
+        return
+
+    def tell(text: str) -> None:
+        now = (text, int(time.monotonic() - start) // 60)
+        if text and (not said or said[-1] != now):
+            said.append(now)
+            print(line(text), flush=True)
+
+    yield tell

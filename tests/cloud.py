@@ -1,0 +1,279 @@
+"""AWS on this machine: moto's server, and before it standins.py. Our code gets its address and nothing else.
+
+It notes every call by AWS's own name, and can break any of them, once or always: see FAULTS.
+"""
+
+import io
+import json
+import os
+import re
+import signal
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs
+
+import boto3
+from moto.moto_api._internal.models import moto_api_backend
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from standins import ANSWERS, REGION, Problem
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Request, Response
+
+import apply
+import gate
+import hourly
+import watch
+
+SESSION = boto3.Session()
+FAULTS = {  # what a broken call answers: status, AWS's code, message
+    "throttle": (400, "ThrottlingException", "Rate exceeded"),
+    "500": (500, "InternalFailure", "We encountered an internal error. Please try again."),
+    "denied": (403, "AccessDeniedException", "User: arn:aws:iam::123456789012:user/me is not authorized"),
+    "limit": (400, "ResourceLimitExceeded", "The account-level service limit is 0 Instances."),
+    "expired": (400, "ExpiredTokenException", "The security token included in the request is expired"),
+}  # and "cut": the work is done and the connection dies; "interrupt": Ctrl-C in this very moment
+S3_CALLS = {  # method, whether there is a key, a word in the query: what AWS calls it; the first that fits
+    ("HEAD", True, ""): "HeadObject",
+    ("HEAD", False, ""): "HeadBucket",
+    ("GET", False, "versions"): "ListObjectVersions",
+    ("GET", False, "list-type"): "ListObjectsV2",
+    ("GET", True, ""): "GetObject",
+    ("PUT", False, "publicAccessBlock"): "PutPublicAccessBlock",
+    ("PUT", False, "encryption"): "PutBucketEncryption",
+    ("PUT", False, ""): "CreateBucket",
+    ("PUT", True, "partNumber"): "UploadPart",
+    ("PUT", True, ""): "PutObject",
+    ("POST", False, "delete"): "DeleteObjects",
+    ("POST", True, "uploads"): "CreateMultipartUpload",
+    ("POST", True, "uploadId"): "CompleteMultipartUpload",
+    ("DELETE", True, "uploadId"): "AbortMultipartUpload",
+}
+SCHEDULER_CALLS = {
+    "POST": "CreateSchedule",
+    "PUT": "UpdateSchedule",
+    "GET": "GetSchedule",
+    "DELETE": "DeleteSchedule",
+}
+
+
+@dataclass
+class Fault:
+    """What happens to a call, and how often."""
+
+    call: str
+    kind: str
+    times: float
+
+
+@dataclass
+class Cloud:
+    """An account. `answer(endpoint, headers, body)` is what its containers say: a status and bytes."""
+
+    url: str = ""
+    moto: Callable | None = None
+    calls: Counter = field(default_factory=Counter)
+    faults: list[Fault] = field(default_factory=list)
+    fates: dict[str, tuple[str, str]] = field(default_factory=dict)  # by configuration, or "any"
+    moving: dict[str, list] = field(default_factory=dict)  # what endpoints are doing
+    looks: int = 1
+    updates: list[dict] = field(default_factory=list)
+    quotas: dict[str, float] = field(default_factory=dict)
+    denied: set[str] = field(default_factory=set)  # actions that IAM's simulator says no to
+    percentiles: dict[str, float] = field(default_factory=dict)  # "ModelLatency p99": microseconds
+    job_end: tuple[str, str] = ("Completed", "")
+    answer: Callable = lambda endpoint, headers, body: (503, b"there is no container")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user of this account has in the environment."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "me",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    def client(self, service: str, region: str = REGION):
+        """A boto3 client of the test's own."""
+        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+        return SESSION.client(service, region, endpoint_url=self.url, **keys)
+
+    def fate(self, config: str) -> tuple[str, str] | None:
+        """How an endpoint with this configuration ends, if a test has laid that down."""
+        return self.fates.get(config) or self.fates.get("any")
+
+    def break_(self, call: str, kind: str, times: float = float("inf")) -> None:
+        """Break a call ("sagemaker:CreateModel") so many times."""
+        self.faults.append(Fault(call, kind, times))
+
+    def left(self) -> list[str]:
+        """Every resource in the account that costs or stays, by AWS's own lists; roles and S3 apart."""
+        sagemaker, scaler = self.client("sagemaker"), self.client("application-autoscaling")
+        found = [f"endpoint {one['EndpointName']}" for one in sagemaker.list_endpoints()["Endpoints"]]
+        configs = sagemaker.list_endpoint_configs()["EndpointConfigs"]
+        found += [f"config {one['EndpointConfigName']}" for one in configs]
+        found += [f"model {one['ModelName']}" for one in sagemaker.list_models()["Models"]]
+        targets = scaler.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+        found += [f"scaling {one['ResourceId']}" for one in targets]
+        policies = scaler.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+        found += [f"policy {one['PolicyName']}" for one in policies]
+        schedules = self.client("scheduler").list_schedules()["Schedules"]
+        found += [f"schedule {one['Name']}" for one in schedules]
+        alarms = self.client("cloudwatch").describe_alarms()["MetricAlarms"]
+        return found + [f"alarm {one['AlarmName']}" for one in alarms]
+
+    def objects(self) -> list[str]:
+        """Every object in every bucket."""
+        s3 = self.client("s3")
+        return [
+            f"s3://{bucket['Name']}/{one['Key']}"
+            for bucket in s3.list_buckets()["Buckets"]
+            for one in s3.list_objects_v2(Bucket=bucket["Name"]).get("Contents", [])
+        ]
+
+    def __call__(self, environ: dict, start_response: Callable):
+        """WSGI: note the call, break it if it shall be broken, answer it here or hand it to moto."""
+        request = Request(environ)
+        body = request.get_data()
+        environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
+        call = name_of(request, body)
+        self.calls[call] += 1
+        fault = next((one for one in self.faults if one.call == call and one.times > 0), None)
+        if fault:
+            fault.times -= 1
+            if fault.kind in FAULTS:
+                return refusal(request, call, *FAULTS[fault.kind])(environ, start_response)
+            if fault.kind == "interrupt":
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        reply = self.stand_in(request, call, body) or Response.from_app(self.moto, environ)
+        if fault and fault.kind == "cut":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        return reply(environ, start_response)
+
+    def stand_in(self, request: Request, call: str, body: bytes) -> Response | None:
+        """The answer to what moto does not know, or does not do as AWS does."""
+        if call not in ANSWERS:
+            return None
+        given = json.loads(body) if body[:1] == b"{" and "X-Amz-Target" in request.headers else {}
+        reply = ANSWERS[call](self, request, given)
+        if isinstance(reply, Problem):
+            return refusal(request, call, 400, "ValidationException", str(reply))
+        if isinstance(reply, dict):
+            return Response(json.dumps(reply), content_type="application/x-amz-json-1.1")
+        return reply
+
+
+def name_of(request: Request, body: bytes) -> str:
+    """A request as AWS calls it: sagemaker:CreateModel, s3:HeadObject."""
+    scope = re.search(r"Credential=[^/]+/\d+/[^/]+/([^/]+)/", request.headers.get("Authorization", ""))
+    service = scope[1].replace("monitoring", "cloudwatch") if scope else "?"
+    if target := request.headers.get("X-Amz-Target"):
+        return f"{service}:{target.rpartition('.')[2]}"
+    if service in ("iam", "sts"):
+        return f"{service}:{parse_qs(body.decode())['Action'][0]}"
+    if service == "scheduler":
+        known = request.path.count("/") > 1
+        return f"scheduler:{SCHEDULER_CALLS[request.method] if known else 'ListSchedules'}"
+    if service == "sagemaker":
+        return "sagemaker:" + ("InvokeEndpointAsync" if "async" in request.path else "InvokeEndpoint")
+    kind = (request.method, "/" in request.path.strip("/"))
+    query = request.query_string.decode()
+    found = (name for (*one, word), name in S3_CALLS.items() if tuple(one) == kind and word in query)
+    return f"{service}:{next(found, request.method)}"
+
+
+def refusal(request: Request, call: str, status: int, code: str, message: str) -> Response:
+    """An error as each of AWS's protocols writes it."""
+    service = call.partition(":")[0]
+    if code == "AccessDeniedException":
+        message = f"{message} to perform: {call} on resource: * because no policy allows it"
+    if service == "s3":
+        names = {"ThrottlingException": "SlowDown", "AccessDeniedException": "AccessDenied"}
+        code = names.get(code, code)
+        status = 503 if code == "SlowDown" else status
+        xml = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+        return Response("" if request.method == "HEAD" else xml, status, content_type="application/xml")
+    if service in ("iam", "sts"):
+        xml = f"<Code>{code.removesuffix('Exception')}</Code><Message>{message}</Message>"
+        return Response(
+            f"<ErrorResponse><Error>{xml}</Error></ErrorResponse>", status, content_type="text/xml"
+        )
+    error = json.dumps({"__type": code, "message": message, "Message": message})
+    return Response(error, status, {"x-amzn-errortype": code}, content_type="application/x-amz-json-1.1")
+
+
+@contextmanager
+def running() -> Iterator[Cloud]:
+    """An empty account, until the block ends."""
+    cloud = Cloud(moto=DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, cloud, threaded=True, request_handler=Quiet)
+    cloud.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield cloud
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        moto_api_backend.reset()
+
+
+class Quiet(MotoRequestHandler):
+    """Without a line per request."""
+
+    def log(self, *args: object) -> None:
+        pass
+
+
+def nobody(monkeypatch) -> None:
+    """This process has no AWS credentials."""
+    for key in [key for key in os.environ if key.startswith("AWS_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@contextmanager
+def account(monkeypatch) -> Iterator[Cloud]:
+    """A running cloud that is this process's own AWS; waiting takes no time and nothing is tried long."""
+    nobody(monkeypatch)
+    with running() as cloud:
+        for key, value in cloud.environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+        monkeypatch.setattr(watch, "PAUSES", (0.01,))
+        monkeypatch.setattr(gate, "PAUSE", 0.01)
+        monkeypatch.setattr(hourly, "ESTIMATE", os.devnull)
+        monkeypatch.setattr(apply, "CONSISTENT", (0.01,))
+        signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = {sign: signal.getsignal(sign) for sign in signs}
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+        yield cloud
+        for sign, handler in handlers.items():
+            signal.signal(sign, handler)
+
+
+def build(folder, archive: bytes = b"one") -> None:
+    """A build/<project> folder as deploying reads it: an archive, and two validation pictures."""
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    (folder / "model.tar.gz").write_bytes(archive)
+    entries = []
+    for label, confidence in (("cat", 0.95), ("dog", 0.6)):
+        (folder / "train" / f"{label}.jpg").write_bytes(b"\xff\xd8\xff" + label.encode())
+        said = {"labels": [label], "predicted": [label], "confidence": confidence}
+        entries.append({"file": f"{label}.jpg", **said})
+    (folder / "train" / "validation.json").write_text(json.dumps(entries))
+
+
+def knowing(endpoint, headers, body: bytes) -> tuple[int, bytes]:
+    """A container that knows those pictures."""
+    label = body[3:].decode()
+    return 200, json.dumps({"class": label, "confidence": 0.95, "predictions": []}).encode()

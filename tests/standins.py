@@ -1,0 +1,253 @@
+"""What AWS answers and moto does not: functions of the cloud, the request and its JSON, by AWS's own names.
+
+Each returns a dict (200), a Problem (ValidationException), a Response, or None: then moto answers.
+"""
+
+import io
+import json
+import time
+from urllib.parse import parse_qs
+
+from moto.applicationautoscaling.models import applicationautoscaling_backends
+from moto.core.models import DEFAULT_ACCOUNT_ID as ACCOUNT
+from moto.sagemaker.models import sagemaker_backends
+from werkzeug.wrappers import Response
+
+REGION = "eu-west-1"
+
+
+class Problem(str):
+    """A ValidationException's message."""
+
+
+def backend():
+    """Moto's SageMaker."""
+    return sagemaker_backends[ACCOUNT][REGION]
+
+
+def taken(name, known, what):
+    return Problem(f'Cannot create already existing {what} "{name}".') if name in known else None
+
+
+# --- SageMaker, where moto is too kind
+
+
+def create_model(cloud, request, given):
+    return taken(given["ModelName"], backend()._models, "model")
+
+
+def create_endpoint_config(cloud, request, given):
+    name, variants = given["EndpointConfigName"], given["ProductionVariants"]
+    if problem := taken(name, backend().endpoint_configs, "endpoint configuration"):
+        return problem
+    wanted = [variant.get("InstanceType") for variant in variants]
+    for variant in variants:
+        if "InstanceType" in variant:
+            variant["InstanceType"] = "ml.m5.large"  # moto's list of types is old
+    body = json.dumps(given).encode()
+    environ = request.environ | {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+    reply = Response.from_app(cloud.moto, environ)
+    if reply.status_code == 200:
+        made = backend().endpoint_configs[name].production_variants
+        for variant, instance in zip(made, wanted, strict=True):
+            variant |= {"InstanceType": instance} if instance else {}
+    return reply
+
+
+def create_endpoint(cloud, request, given):
+    name, config = given["EndpointName"], given["EndpointConfigName"]
+    if problem := taken(name, backend().endpoints, "endpoint"):
+        return problem
+    if config in backend().endpoint_configs:
+        end, reason = cloud.fate(config) or ("InService", "")
+        cloud.moving[name] = ["Creating", cloud.looks, end, reason]
+    return None
+
+
+def update_endpoint(cloud, request, given):
+    name, config = given["EndpointName"], given["EndpointConfigName"]
+    endpoint = backend().endpoints.get(name)
+    if endpoint is None:
+        return Problem(f"Could not find endpoint {name}.")
+    if config not in backend().endpoint_configs:
+        return Problem(f"Could not find endpoint configuration {config}.")
+    if name in cloud.moving or endpoint.endpoint_status == "Failed":
+        return Problem(f"Cannot update in-progress endpoint {endpoint.arn}.")
+    cloud.updates.append(given)
+    end, reason = cloud.fate(config) or (config, "")
+    cloud.moving[name] = ["Updating", cloud.looks, end, reason]
+    return {"EndpointArn": endpoint.arn}
+
+
+def delete_endpoint(cloud, request, given):
+    name = given["EndpointName"]
+    if name not in backend().endpoints:
+        return None
+    if name in cloud.moving:
+        return Problem(f"Cannot delete endpoint {name} while it is {cloud.moving[name][0]}.")
+    cloud.moving[name] = ["Deleting", cloud.looks, "gone", ""]
+    return {}
+
+
+def describe_endpoint(cloud, request, given):
+    """Then moto answers; but each look brings a moving endpoint nearer to its end."""
+    name = given["EndpointName"]
+    if name not in cloud.moving or name not in backend().endpoints:
+        return
+    endpoint = backend().endpoints[name]
+    status, looks, end, reason = cloud.moving[name]
+    if looks > 0:
+        cloud.moving[name][1] -= 1
+        endpoint.endpoint_status = status
+        return
+    del cloud.moving[name]
+    if end == "gone":
+        del backend().endpoints[name]
+        return
+    endpoint.endpoint_status, endpoint.failure_reason = "InService", reason or None
+    if end == "Failed" and status == "Creating":
+        endpoint.endpoint_status = "Failed"
+    elif end != "Failed" and status == "Updating":  # else AWS goes on with the old configuration
+        fresh = backend().endpoint_configs[end]
+        endpoint.endpoint_config_name = end
+        endpoint.production_variants = endpoint._process_production_variants(fresh.production_variants)
+
+
+def list_tags(cloud, request, given):
+    kind, name = given["ResourceArn"].split(":")[-1].split("/")
+    moto = backend()
+    known = {"model": moto._models, "endpoint": moto.endpoints, "endpoint-config": moto.endpoint_configs}
+    return Problem(f"Could not find {kind} {name}.") if name not in known.get(kind, [name]) else None
+
+
+def create_transform_job(cloud, request, given):
+    """Done here and now: the answers to all pictures are written, as the job would."""
+    reply = Response.from_app(cloud.moto, request.environ)
+    job = backend().transform_jobs[given["TransformJobName"]]
+    job.transform_job_status, job.failure_reason = cloud.job_end
+    if job.transform_job_status == "Completed":
+        there, _, prefix = given["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"][5:].partition("/")
+        aim, _, folder = given["TransformOutput"]["S3OutputPath"][5:].partition("/")
+        s3 = cloud.client("s3")
+        for found in s3.list_objects_v2(Bucket=there, Prefix=prefix).get("Contents", []):
+            picture = s3.get_object(Bucket=there, Key=found["Key"])["Body"].read()
+            name = found["Key"].removeprefix(prefix).lstrip("/")
+            answer = cloud.answer(None, {"Content-Type": given["TransformInput"]["ContentType"]}, picture)[1]
+            s3.put_object(Bucket=aim, Key=f"{folder.rstrip('/')}/{name}.out", Body=answer)
+    return reply
+
+
+def stop_transform_job(cloud, request, given):
+    backend().transform_jobs[given["TransformJobName"]].transform_job_status = "Stopped"
+    return {}
+
+
+# --- its runtime
+
+
+def invoke_endpoint(cloud, request, given):
+    name = request.path.split("/")[2]
+    endpoint = backend().endpoints.get(name)
+    if endpoint is None or endpoint.endpoint_status not in ("InService", "Updating"):
+        return Problem(f"Endpoint {name} of account {ACCOUNT} not found.")
+    status, answer = cloud.answer(endpoint, request.headers, request.get_data())
+    if status == 200:
+        return Response(answer, content_type="application/json")
+    words = answer.decode(errors="replace")
+    error = {
+        "Message": f'Received server error ({status}) from primary with message "{words}".',
+        "OriginalStatusCode": status,
+        "OriginalMessage": words,
+        "LogStreamArn": "",
+    }
+    headers = {"x-amzn-errortype": "ModelError"}
+    return Response(json.dumps(error), 424, headers, content_type="application/json")
+
+
+def invoke_endpoint_async(cloud, request, given):
+    endpoint = backend().endpoints[request.path.split("/")[2]]
+    config = backend().endpoint_configs[endpoint.endpoint_config_name]
+    places = config.async_inference_config["OutputConfig"]
+    there, _, key = request.headers["X-Amzn-SageMaker-InputLocation"][5:].partition("/")
+    s3 = cloud.client("s3")
+    picture = s3.get_object(Bucket=there, Key=key)["Body"].read()
+    status, answer = cloud.answer(endpoint, request.headers, picture)
+    name = f"/{key.rpartition('/')[2]}.out"
+    bucket, _, path = places["S3OutputPath" if status == 200 else "S3FailurePath"][5:].partition("/")
+    s3.put_object(Bucket=bucket, Key=path + name, Body=answer)
+    headers = {
+        "X-Amzn-SageMaker-OutputLocation": places["S3OutputPath"] + name,
+        "X-Amzn-SageMaker-FailureLocation": places["S3FailurePath"] + name,
+    }
+    return Response(json.dumps({"InferenceId": "1"}), 202, headers, content_type="application/json")
+
+
+# --- other services
+
+
+def list_service_quotas(cloud, request, given):
+    quotas = enumerate(cloud.quotas.items())
+    return {
+        "Quotas": [
+            {"QuotaName": name, "QuotaCode": f"L-{number:08}", "Value": value, "ServiceCode": "sagemaker"}
+            for number, (name, value) in quotas
+        ]
+    }
+
+
+def get_metric_data(cloud, request, given):
+    """Percentiles, of which moto makes nothing; the rest is moto's."""
+    if not cloud.percentiles:
+        return None
+    results = []
+    for query in given["MetricDataQueries"]:
+        stat = query["MetricStat"]
+        value = cloud.percentiles.get(f"{stat['Metric']['MetricName']} {stat['Stat']}")
+        known = (
+            {"Timestamps": [time.time()], "Values": [value]} if value else {"Timestamps": [], "Values": []}
+        )
+        results.append({"Id": query["Id"], "StatusCode": "Complete", **known})
+    return {"MetricDataResults": results}
+
+
+def deregister_scalable_target(cloud, request, given):
+    """Then moto answers; AWS takes the target's policies away with it."""
+    moto = applicationautoscaling_backends[ACCOUNT][REGION]
+    for name, policy in list(moto.policies.items()):
+        if policy.resource_id == given["ResourceId"]:
+            del moto.policies[name]
+
+
+def simulate_principal_policy(cloud, request, given):
+    form = {key: values[0] for key, values in parse_qs(request.get_data(as_text=True)).items()}
+    actions = [value for key, value in form.items() if key.startswith("ActionNames.member.")]
+    results = "".join(
+        f"<member><EvalActionName>{action}</EvalActionName>"
+        f"<EvalDecision>{'implicitDeny' if action in cloud.denied else 'allowed'}</EvalDecision></member>"
+        for action in actions
+    )
+    xml = (
+        '<SimulatePrincipalPolicyResponse xmlns="https://iam.amazonaws.com/doc/2010-05-08/">'
+        f"<SimulatePrincipalPolicyResult><IsTruncated>false</IsTruncated><EvaluationResults>{results}"
+        "</EvaluationResults></SimulatePrincipalPolicyResult></SimulatePrincipalPolicyResponse>"
+    )
+    return Response(xml, content_type="text/xml")
+
+
+ANSWERS = {
+    "application-autoscaling:DeregisterScalableTarget": deregister_scalable_target,
+    "sagemaker:CreateModel": create_model,
+    "sagemaker:CreateEndpointConfig": create_endpoint_config,
+    "sagemaker:CreateEndpoint": create_endpoint,
+    "sagemaker:UpdateEndpoint": update_endpoint,
+    "sagemaker:DeleteEndpoint": delete_endpoint,
+    "sagemaker:DescribeEndpoint": describe_endpoint,
+    "sagemaker:ListTags": list_tags,
+    "sagemaker:CreateTransformJob": create_transform_job,
+    "sagemaker:StopTransformJob": stop_transform_job,
+    "sagemaker:InvokeEndpoint": invoke_endpoint,
+    "sagemaker:InvokeEndpointAsync": invoke_endpoint_async,
+    "cloudwatch:GetMetricData": get_metric_data,
+    "servicequotas:ListServiceQuotas": list_service_quotas,
+    "iam:SimulatePrincipalPolicy": simulate_principal_policy,
+}

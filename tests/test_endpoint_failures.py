@@ -1,0 +1,268 @@
+"""What goes wrong while an endpoint is made or changed: it is explained, undone, and costs nothing."""
+
+import json
+import re
+import time
+
+import cloud as aws
+import pytest
+from cloud import build
+
+import diagnose
+import endpoint
+import role
+import upload
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    with aws.account(monkeypatch) as cloud:
+        cloud.answer = aws.knowing
+        yield cloud
+
+
+@pytest.fixture
+def pets(cloud, tmp_path, capsys):
+    """deploy/endpoint.py's verbs; what they said comes back."""
+    folder = tmp_path / "pets"
+    build(folder)
+    places = ["--archive", str(folder / "model.tar.gz"), "--out", str(folder / "uploaded.json")]
+
+    def pets(verb, *words, code=0):
+        if verb == "deploy":
+            assert upload.main([*places, "--project", "pets"]) == 0
+        capsys.readouterr()
+        done = endpoint.main([verb, "--project", "pets", "--build", str(folder), *words])
+        said = capsys.readouterr()
+        assert done == code, said.out + said.err
+        return said.out + said.err
+
+    assert role.main(["--project", "pets", "--create"]) == 0
+    pets.folder = folder
+    return pets
+
+
+def log(cloud, *lines):
+    """The container writes."""
+    logs, names = cloud.client("logs"), {"logGroupName": "/aws/sagemaker/Endpoints/pets"}
+    logs.create_log_group(**names)
+    logs.create_log_stream(**names, logStreamName="AllTraffic/i-0123456789abcdef0")
+    now = int((time.time() + 60) * 1000)
+    events = [{"timestamp": now + number, "message": line} for number, line in enumerate(lines)]
+    logs.put_log_events(**names, logStreamName="AllTraffic/i-0123456789abcdef0", logEvents=events)
+
+
+def wrong(endpoint, headers, body):
+    """A container that answers wrongly."""
+    return 200, json.dumps({"class": "dog", "confidence": 0.9}).encode()
+
+
+def serving(cloud) -> str:
+    return cloud.client("sagemaker").describe_endpoint(EndpointName="pets")["EndpointConfigName"]
+
+
+def test_an_endpoint_that_fails_is_explained_and_removed(cloud, pets):
+    reason = "The primary container for production variant AllTraffic did not pass the ping health check."
+    cloud.fates["any"] = ("Failed", reason)
+    log(cloud, "starting", "ModuleNotFoundError: No module named 'openvino'")
+    said = pets("deploy", "--ttl", "1h", code=1)
+    assert reason in said
+    assert "No module named 'openvino'" in said
+    assert "likely cause: code/requirements.txt lacks a package" in said
+    assert "nothing is left of it, and nothing costs" in said
+    assert cloud.left() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (wrong, "cat.jpg is dog .*training said cat"),
+        (lambda *_: (500, b'{"error": "internal"}'), "did not answer cat.jpg: status 500"),
+        (lambda *_: (200, b"<html>"), "is no prediction: <html>"),
+        (lambda *_: (200, b'["cat"]'), "is no prediction"),
+    ],
+    ids=["another class", "an error", "no JSON", "other JSON"],
+)
+def test_an_endpoint_that_does_not_answer_rightly_is_never_live(cloud, pets, answer, says):
+    cloud.answer = answer
+    said = pets("deploy", code=1)
+    assert re.search(says, said)
+    assert "is live:" not in said
+    assert cloud.left() == []
+
+
+def test_a_model_that_is_still_loading_is_waited_for(cloud, pets):
+    asked = []
+
+    def slow(*request):
+        asked.append(1)
+        return aws.knowing(*request) if len(asked) > 6 else (503, b"not loaded")
+
+    cloud.answer = slow
+    assert "pets is live" in pets("deploy")
+
+
+def test_an_update_that_answers_wrongly_is_taken_back(cloud, pets):
+    pets("deploy")
+    first, left = serving(cloud), cloud.left()
+    build(pets.folder, archive=b"two")
+    cloud.answer = lambda one, *rest: (aws.knowing if one.endpoint_config_name == first else wrong)(
+        one, *rest
+    )
+    said = pets("deploy", code=1)
+    assert "training said cat" in said
+    assert "pets serves what it served before" in said
+    assert serving(cloud) == first
+    assert cloud.left() == left
+
+
+def test_an_update_that_aws_takes_back_is_explained(cloud, pets):
+    pets("deploy")
+    first, left = serving(cloud), cloud.left()
+    cloud.fates["any"] = ("Failed", "alarms fastai-sagemaker-pets:5xx went off")
+    said = pets("deploy", "--count", "2", "--guard", "on", code=1)
+    assert "went back to what it served before: alarms fastai-sagemaker-pets:5xx went off" in said
+    assert serving(cloud) == first
+    assert [one for one in cloud.left() if not one.startswith("alarm")] == left
+
+
+def test_a_rollback_that_answers_nothing_is_taken_back(cloud, pets):
+    pets("deploy")
+    build(pets.folder, archive=b"two")
+    pets("deploy")
+    second, left = serving(cloud), cloud.left()
+    cloud.answer = lambda one, *rest: (
+        (500, b"x") if one.endpoint_config_name != second else aws.knowing(one, *rest)
+    )
+    pets("deploy", "--rollback", code=1)
+    assert serving(cloud) == second
+    assert cloud.left() == left
+
+
+def test_there_may_be_nothing_to_go_back_to(cloud, pets):
+    assert "there is nothing that pets served before" in pets("deploy", "--rollback", code=1)
+    pets("deploy")
+    assert "there is nothing that pets served before" in pets("deploy", "--rollback", code=1)
+
+
+def test_one_that_breaks_later_is_told_and_left(cloud, pets):
+    pets("deploy")
+    left = cloud.left()
+    cloud.answer = wrong
+    assert "pets was left as it is" in pets("deploy", code=1)
+    assert cloud.left() == left
+
+
+@pytest.mark.parametrize("call", ["CreateModel", "CreateEndpointConfig", "CreateEndpoint", "InvokeEndpoint"])
+def test_an_interrupted_deployment_goes_on_where_it_was(cloud, pets, call):
+    cloud.break_(f"sagemaker:{call}", "interrupt", times=1)
+    assert "stopped: the same command goes on from here" in pets("deploy", code=130)
+    assert "pets is live" in pets("deploy")
+    assert cloud.calls["sagemaker:CreateEndpoint"] == 1
+
+
+def test_an_interrupted_update_can_still_be_rolled_back(cloud, pets):
+    pets("deploy")
+    first = serving(cloud)
+    build(pets.folder, archive=b"two")
+    cloud.break_("sagemaker:UpdateEndpoint", "interrupt", times=1)
+    pets("deploy", code=130)
+    pets("deploy")
+    pets("deploy", "--rollback")
+    assert serving(cloud) == first
+
+
+def test_an_endpoint_of_somebody_elses_is_left_alone(cloud, pets):
+    sagemaker = cloud.client("sagemaker")
+    sagemaker.create_model(ModelName="theirs")
+    variant = {"VariantName": "v", "ModelName": "theirs", "InstanceType": "ml.m5.large"}
+    sagemaker.create_endpoint_config(
+        EndpointConfigName="theirs", ProductionVariants=[variant | {"InitialInstanceCount": 1}]
+    )
+    sagemaker.create_endpoint(EndpointName="pets", EndpointConfigName="theirs")
+    left = cloud.left()
+    for verb, *words in (["deploy"], ["destroy", "--yes"], ["status"], ["deploy", "--rollback"]):
+        assert "was not made by this tool" in pets(verb, *words, code=2)
+    assert cloud.left() == left
+
+
+def test_an_endpoint_cannot_change_its_kind(cloud, pets):
+    pets("deploy")
+    left = cloud.left()
+    said = pets("deploy", "--kind", "serverless", code=2)
+    assert (
+        "an endpoint that is real-time cannot become serverless: end it with `invoke destroy` first" in said
+    )
+    assert cloud.left() == left
+
+
+# --- before anything is made
+
+
+def test_a_role_that_may_not_is_told_which_permission_it_lacks(cloud, pets):
+    cloud.denied.add("s3:GetObject")
+    said = pets("deploy", code=3)
+    assert re.search("role/fastai-sagemaker-pets lacks s3:GetObject on arn:aws:s3:::.*/model.tar.gz", said)
+    assert "`invoke role --create` mends it" in said
+    assert cloud.left() == []
+
+
+def test_a_role_that_is_missing_or_not_sagemakers_is_told(cloud, pets):
+    assert "there is no role arn:aws:iam::123456789012:role/no" in pets("deploy", "--role", "no", code=2)
+    cloud.client("iam").create_role(RoleName="mine", AssumeRolePolicyDocument="{}")
+    assert "SageMaker may not use" in pets("deploy", "--role", "mine", code=2)
+    assert cloud.left() == []
+
+
+def test_a_quota_that_is_too_small_is_told_with_the_place_to_raise_it(cloud, pets):
+    cloud.quotas["ml.c7i.large for endpoint usage"] = 1
+    said = pets("deploy", "--count", "2", code=3)
+    assert "your quota of ml.c7i.large for endpoint usage is 1, and 2 are needed at once" in said
+    assert "servicequotas/home/services/sagemaker/quotas/L-00000000" in said
+    assert cloud.left() == []
+    pets("deploy")
+    assert "2 are needed at once" in pets("deploy", "--latency", "1", "--startup", "700", code=3)
+
+
+@pytest.mark.parametrize("call", ["iam:SimulatePrincipalPolicy", "servicequotas:ListServiceQuotas"])
+def test_what_may_not_be_asked_is_passed_over_with_a_note(cloud, pets, call):
+    cloud.break_(call, "denied")
+    said = pets("deploy")
+    assert f"was not checked: your AWS identity may not {call}" in said
+    assert "pets is live" in said
+
+
+def test_an_archive_or_a_bucket_that_is_gone_is_told(cloud, pets):
+    pets("deploy")
+    pets("destroy", "--yes", "--data")
+    (pets.folder / "model.tar.gz").write_bytes(b"one")
+    words = ["deploy", "--project", "pets", "--build", str(pets.folder)]
+    assert endpoint.main(words) == 3
+    cloud.client("s3").delete_bucket(Bucket=f"sagemaker-{aws.REGION}-123456789012")
+    assert endpoint.main(words) == 3
+    assert cloud.left() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ("exec /usr/bin/serve: exec format error", "another processor"),
+        ("ModuleNotFoundError: No module named 'openvino'", "requirements.txt"),
+        ("[Errno -3] Temporary failure in name resolution", "isolation"),
+        ("ERROR: Could not find a version that satisfies the requirement openvino", "isolation"),
+        ("CUDA error: the provided PTX was compiled with an unsupported toolchain; CUDA driver", "`ami`"),
+        ("raylet was killed by SIGKILL: out of memory", "too little memory"),
+        ("Fatal Python error: Segmentation fault", "crashed"),
+        ("Unable to provision requested ML compute capacity: insufficient instance capacity", "another type"),
+        ("Image size 12345678 is greater than supported size 10 GB", "too large for serverless"),
+        ("CannotPullContainerError: pull access denied", "cannot be fetched"),
+        ("Failed to download model data from s3://b/pets/x/model.tar.gz", "s3:GetObject"),
+        ("is not authorized to perform: ecr:BatchGetImage", "role"),
+        ("did not pass the ping health check", "raise `startup`"),
+        ("the sun is shining", None),
+    ],
+)
+def test_known_causes_are_recognised(line, advice):
+    cause = diagnose.likely(line, [])
+    assert cause == diagnose.likely("unknown", ["INFO ready", line])
+    assert advice in cause if advice else cause is None

@@ -1,0 +1,114 @@
+"""deploy/role.py: least-privilege policies, and roles that are made once."""
+
+import json
+import re
+
+import cloud as aws
+import pytest
+from test_house import ROOT
+
+import role
+from aws import Stop, connect
+
+EXECUTION, TTL = "fastai-sagemaker-pets", "fastai-sagemaker-pets-ttl"
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    with aws.account(monkeypatch) as cloud:
+        yield cloud
+
+
+def run(*words, code=0):
+    assert role.main(["--project", "pets", *words]) == code
+
+
+def test_the_policies_are_printed_filled_in_and_nothing_is_made(cloud, capsys):
+    run()
+    printed = capsys.readouterr().out
+    documents = json.loads(printed)
+    assert set(documents) == {"execution_role", "ttl_role", "deployer"}
+    assert "$" not in printed
+    assert f"sagemaker-{aws.REGION}-123456789012/pets/*" in printed
+    assert cloud.client("iam").list_roles()["Roles"] == []
+
+
+def test_without_credentials_the_policies_are_printed_with_blanks(monkeypatch, capsys):
+    aws.nobody(monkeypatch)
+    run()
+    said = capsys.readouterr()
+    assert "arn:aws:s3:::sagemaker-REGION-ACCOUNT/pets/*" in said.out
+    assert "ACCOUNT and REGION are yours to fill in" in said.err
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "deploy/policies").iterdir()), ids=lambda file: file.name)
+def test_no_policy_allows_everything(file):
+    for statement in json.loads(file.read_text())["Statement"]:
+        actions = statement["Action"]
+        assert not [a for a in ([actions] if type(actions) is str else actions) if "*" in a]
+        if statement.get("Resource") == "*":
+            known = ("LogInToEcr", "Metrics", "Vpc", "Look", "Scaling")  # AWS knows no narrower resource
+            assert statement["Sid"] in known
+
+
+def test_the_role_is_made_and_again_is_the_same(cloud, capsys):
+    iam = cloud.client("iam")
+    run("--create")
+    first = iam.get_role(RoleName=EXECUTION)["Role"]
+    run("--create")
+    assert iam.get_role(RoleName=EXECUTION)["Role"]["CreateDate"] == first["CreateDate"]
+    assert len(iam.list_roles()["Roles"]) == 2
+    policy = iam.get_role_policy(RoleName=TTL, PolicyName="fastai-sagemaker")["PolicyDocument"]
+    assert policy["Statement"][0]["Action"] == "sagemaker:DeleteEndpoint"
+    assert policy["Statement"][0]["Resource"].endswith(":endpoint/pets")
+    trust = first["AssumeRolePolicyDocument"]["Statement"][0]
+    assert trust["Principal"] == {"Service": "sagemaker.amazonaws.com"}
+    assert trust["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
+
+
+def test_a_role_that_is_somebody_elses_is_left_alone(cloud, capsys):
+    cloud.client("iam").create_role(RoleName=EXECUTION, AssumeRolePolicyDocument="{}")
+    for words in (["--create"], ["--remove"]):
+        run(*words, code=2)
+        assert "was not made by this tool" in capsys.readouterr().err
+    assert cloud.calls["iam:PutRolePolicy"] == cloud.calls["iam:DeleteRole"] == 0
+
+
+@pytest.mark.parametrize("call", ["CreateRole", "GetRole", "PutRolePolicy"])
+def test_what_is_interrupted_is_finished_by_the_next(cloud, call, capsys):
+    cloud.break_(f"iam:{call}", "interrupt", times=1)
+    run("--create", code=130)
+    run("--create")
+    assert len(cloud.client("iam").list_roles()["Roles"]) == 2
+
+
+def test_roles_are_removed_and_again_is_the_same(cloud, capsys):
+    run("--create")
+    run("--remove")
+    run("--remove")
+    assert cloud.client("iam").list_roles()["Roles"] == []
+    assert re.search("there is no such role", capsys.readouterr().out)
+
+
+def test_a_role_is_found_where_it_is(cloud, tmp_path):
+    here, nowhere = tmp_path / "resource-metadata.json", tmp_path / "none"
+    here.write_text(json.dumps({"ExecutionRoleArn": "arn:aws:iam::123456789012:role/studio"}))
+    account = connect()
+    with pytest.raises(Stop, match="there is no execution role: `invoke role --create` makes one"):
+        role.find_role(account, None, "pets", nowhere)
+    run("--create")
+    arn = "arn:aws:iam::123456789012:role/"
+    assert role.find_role(account, None, "pets", nowhere) == arn + EXECUTION
+    assert role.find_role(account, None, "pets", here) == arn + "studio"
+    assert role.find_role(account, "mine", "pets", here) == arn + "mine"
+    assert role.find_role(account, arn + "x/y", "pets", here) == arn + "x/y"
+
+
+def test_a_notebooks_role_is_found_by_its_name(cloud, tmp_path):
+    arn = "arn:aws:iam::123456789012:role/notebook"
+    cloud.client("sagemaker").create_notebook_instance(
+        NotebookInstanceName="mine", InstanceType="ml.t2.medium", RoleArn=arn
+    )
+    here = tmp_path / "resource-metadata.json"
+    here.write_text(json.dumps({"ResourceName": "mine", "ResourceArn": "arn"}))
+    assert role.find_role(connect(), None, "pets", here) == arn
