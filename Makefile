@@ -31,7 +31,7 @@ test: $(STAMP) ## Run the tests
 
 test-local: CONFIG = config/local.yaml
 test-local: $(STAMP) ## Train, package, serve and ask, all on this machine
-	@$(BIN)/invoke -f $(CONFIG) train package test-local
+	@$(BIN)/invoke -f $(CONFIG) train package --local test-local
 
 lint: $(STAMP) ## Check style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -23,6 +23,8 @@ import yaml
 from invoke import Collection, Context, Exit, task
 
 ROOT = Path(__file__).resolve().parent
+MODEL = ("stack", "role", "environment", "tags", "kms_key", "subnets", "security_groups", "isolation")
+DEPLOYED = ("kind", "instance", "count", "memory", "provisioned", "max")  # what cost takes from deploy
 DEFAULTS = yaml.safe_load((ROOT / "config" / "pets.yaml").read_text())
 
 
@@ -72,6 +74,12 @@ def words(script: str, *arguments: str, **options: object) -> list[str]:
     return [python, script, *given, *arguments]
 
 
+def one_endpoint(flags: ChainMap) -> ChainMap:
+    """The flags without the address, or without the endpoint's name if an address shall be asked."""
+    other = "endpoint" if "url" in flags.maps[0] or not flags["endpoint"] else "url"
+    return flags | {other: None}
+
+
 def say(c: Context, command: list[str]) -> None:
     """Echo a command, run it from the project's folder, and end with its exit code if that is not 0.
 
@@ -104,12 +112,26 @@ def train(c: Context, flags: ChainMap) -> None:
     say(c, words("train/train.py", **flags, out=build(c, "train")))
 
 
-@task
-def package(c: Context) -> None:
-    """Export the trained model as ONNX, prove it equal, and pack it as model.tar.gz."""
+def name(c: Context) -> str:
+    """The project's name: it may also be given as the folder that takes the place of build/<project>."""
+    return os.path.basename(str(c.config["project"]))
+
+
+def upload(c: Context, *optional: str) -> list[str]:
+    """The command that puts the archive into S3, unless it is there."""
+    places = {"archive": build(c, "model.tar.gz"), "out": build(c, "uploaded.json")}
+    return words("package/upload.py", *optional, project=name(c), **places, **c.config["upload"])
+
+
+@task(auto_shortflags=False, help={"local": "do not upload the archive to S3"})
+@flags("package")
+def package(c: Context, flags: ChainMap, local: bool = False) -> None:
+    """Export as ONNX, prove it equal, pack it, upload it (flags: package/export.py --help)."""
     model = build(c, "model")
-    say(c, words("package/export.py", train=build(c, "train"), out=model))
+    say(c, words("package/export.py", train=build(c, "train"), out=model, **flags))
     say(c, words("package/archive.py", model=model, out=build(c, "model.tar.gz")))
+    if not local:
+        say(c, upload(c, "--optional"))
 
 
 @task(auto_shortflags=False)
@@ -136,11 +158,105 @@ def test_local(c: Context, flags: ChainMap) -> None:
 @flags("predict")
 def predict(c: Context, flags: ChainMap, pictures: str) -> None:
     """Ask an endpoint about pictures; more of them after -- (flags: client/cli.py --help)."""
-    other = "endpoint" if "url" in flags.maps[0] or not flags["endpoint"] else "url"
     asked = [pictures, *(sys.argv[sys.argv.index("--") + 1 :] if c.remainder else [])]
     asked = [name if "://" in name else os.path.relpath(name, ROOT) for name in asked]
-    say(c, words("client/cli.py", *asked, **flags | {other: None}))
+    say(c, words("client/cli.py", *asked, **one_endpoint(flags)))
 
 
-ns = Collection(train, package, local, test_local, predict)
+@task(auto_shortflags=False, help={"yes": "load an endpoint on SageMaker, which costs money, without asking"})
+@flags("bench")
+def bench(c: Context, flags: ChainMap, yes: bool = False) -> None:
+    """Load an endpoint until answers come too late (flags: bench/endpoint.py --help)."""
+    consent = ["--yes"] if yes else []
+    say(c, words("bench/endpoint.py", *consent, **one_endpoint(flags), out=build(c, "bench.json")))
+
+
+def endpoint(c: Context, verb: str, *arguments: str, **options: object) -> list[str]:
+    """The command of one of deploy/endpoint.py's verbs."""
+    places = {"project": name(c), "build": build(c)}
+    python, script, *rest = words("deploy/endpoint.py", *arguments, **places, **options)
+    return [python, script, verb, *rest]
+
+
+@task(auto_shortflags=False, help={"rollback": "go back to what was served before"})
+@flags("deploy")
+def deploy(c: Context, flags: ChainMap, rollback: bool = False) -> None:
+    """Make the endpoint on SageMaker, or change it (flags: deploy/endpoint.py deploy --help)."""
+    if not rollback:
+        say(c, upload(c))
+    say(c, endpoint(c, "deploy", *(["--rollback"] if rollback else []), **flags))
+
+
+@task(help={"all": "every endpoint that this tool made in the account", "json": "print JSON"})
+def status(c: Context, all: bool = False, json: bool = False) -> None:
+    """Say what runs on SageMaker, how it does and what it costs."""
+    say(c, endpoint(c, "status", *(["--all"] if all else []), *(["--json"] if json else [])))
+
+
+@task(help={"follow": "go on until Ctrl-C", "since": "how far back: 10m, 1h, 2d"})
+def logs(c: Context, follow: bool = False, since: str = "1h") -> None:
+    """Print what the endpoint's containers write."""
+    say(c, endpoint(c, "logs", *(["--follow"] if follow else []), since=since))
+
+
+@task(auto_shortflags=False, positional=["source", "to"])
+@flags("transform")
+def transform(c: Context, flags: ChainMap, source: str, to: str) -> None:
+    """Answer every picture under s3://SOURCE into s3://TO (flags: deploy/endpoint.py transform --help)."""
+    model = {key: c.config["deploy"][key] for key in MODEL}
+    say(c, endpoint(c, "transform", source, to, **model, **flags))
+
+
+@task(help={"yes": "do not ask", "data": "what is in S3, and the logs, as well"})
+def destroy(c: Context, yes: bool = False, data: bool = False) -> None:
+    """Remove everything of the project from SageMaker."""
+    say(c, endpoint(c, "destroy", *(["--yes"] if yes else []), *(["--data"] if data else [])))
+
+
+@task(help={"create": "make the roles, or bring them up to date", "remove": "delete them"})
+def role(c: Context, create: bool = False, remove: bool = False) -> None:
+    """Print the roles and policies that the project needs on AWS."""
+    given = [*(["--create"] if create else []), *(["--remove"] if remove else [])]
+    say(c, words("deploy/role.py", *given, project=name(c), **c.config["upload"]))
+
+
+@task(
+    auto_shortflags=False,
+    help={
+        "example": "fast.ai's guide of 2019, then and now",
+        "compare": "every kind and instance, cheapest first",
+        "simulate": "a day, request by request",
+        "actual": "what runs in your account now",
+        "billed": "with --actual: what Cost Explorer says of it, for $0.01",
+        "refresh": "read AWS's price list into your own cache",
+        "json": "print JSON",
+    },
+)
+@flags("cost")
+def cost(
+    c: Context,
+    flags: ChainMap,
+    example: bool = False,
+    compare: bool = False,
+    simulate: bool = False,
+    actual: bool = False,
+    billed: bool = False,
+    refresh: bool = False,
+    json: bool = False,
+) -> None:
+    """Say what an endpoint costs, or would cost (flags: cost/estimate.py --help)."""
+    switches = {"compare": compare, "simulate": simulate, "actual": actual, "billed": billed}
+    switches |= {"refresh": refresh, "json": json, "example=guide": example}
+    given = [f"--{switch}" for switch, on in switches.items() if on]
+    deployed = c.config["deploy"]
+    same = {key: deployed[key] for key in DEPLOYED if flags[key] is None}
+    if flags["invocations"] is None and deployed["max"]:
+        same["invocations"] = deployed["target"]
+    places = {"archive": build(c, "model.tar.gz"), "bench": build(c, "bench.json")}
+    say(c, words("cost/estimate.py", *given, **flags | same, **places))
+
+
+ns = Collection(train, package, local, test_local, predict, bench)
+for life in (role, deploy, status, logs, transform, destroy, cost):
+    ns.add_task(life)
 ns.configure(DEFAULTS)
