@@ -229,7 +229,7 @@ def chart(result: dict, file: Path) -> None:
 
     names = {
         "latency": "latency, one at a time",
-        "throughput": "pictures per second",
+        "throughput": "pictures a second, 4 at once",
         "wake": "start to first answer",
         "memory": "memory",
         "photo": "12-megapixel photograph",
@@ -251,6 +251,8 @@ def chart(result: dict, file: Path) -> None:
     axes.legend(frameon=False, loc="lower right")
     axes.set_title(f"Times better than the guide's way ({result['baseline']} = 1)", loc="left")
     where = "{processor}, {cores} cores".format_map(result["machine"])
-    axes.set_xlabel(f"{result['network']}; {where}; {result['when'][:10]}")
+    axes.set_xlabel(
+        f"{result['network']}; {where}; {result['when'][:10]}; throughput: its better setting = 1"
+    )
     figure.savefig(file)
     pyplot.close(figure)

@@ -75,7 +75,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--photo", type=Path, help="a JPEG of about 100 KB, instead of a generated one")
     add("--stacks", default=",".join(STACKS), help="of %(default)s; bare and plain must be among them")
     add("--rounds", type=int, default=3, help="how often each row is measured (%(default)s)")
-    add("--seconds", type=float, default=4, help="for each measurement in a round (%(default)s)")
+    add("--seconds", type=float, default=3, help="for each measurement in a round (%(default)s)")
     add("--quick", action="store_true", help="one short round, to try the command: its numbers mean nothing")
     add("--json", action="store_true", help="print one JSON object")
     add("--chart", type=Path, help="write a bar chart there (.png)")
@@ -156,15 +156,15 @@ def measure_bare(row: Row, ground: Ground) -> dict:
         stacks.running(command, Path(temp), stacks.environment(), subprocess.PIPE) as handlers,
         stacks.peak_memory(handlers.process.pid) as peak,
     ):
-        first = handlers.process.stdout.readline()
-        wake = time.perf_counter() - handlers.start
-        rest, _ = handlers.process.communicate()
-        if handlers.process.returncode:
+        read = handlers.process.stdout.readline
+        answer, wake = read(), time.perf_counter() - handlers.start
+        times, megabytes, rest = read(), peak(), read()
+        if handlers.process.wait():
             raise BenchError(f"the handlers in {row.model} failed:\n{stacks.tail(handlers.log)}")
-        said = json.loads(rest.splitlines()[-1])
-        result = said | {"answer": json.loads(first), "wake_s": wake, "memory_mb": peak()}
-    result |= {"precision": said.get("precision", "fp32"), "p50_ms": statistics.median(said["ms"])}
+    said = json.loads(times) | json.loads(rest)
+    result = said | {"answer": json.loads(answer), "wake_s": wake, "memory_mb": megabytes}
     result |= {key: statistics.median(said[key]) for key in ("large_ms", "model_ms")}
+    result["p50_ms"] = statistics.median(said["ms"])
     rates = probe("floor", code=ground.code, precision=result["precision"], seconds=ground.seconds / 40)
     return result | {"gigaflop_per_second": rates[result["precision"]]}
 
