@@ -157,7 +157,7 @@ def test_a_section_of_the_configuration_is_its_scripts_flags(section, script, gi
         re.findall(r"--([a-z][a-z0-9-]*)", run(*script.split(), "--help").stdout.partition("options:")[0])
     )
     assert {flag.replace("-", "_") for flag in flags} - given_by_tasks == set(PETS[section])
-    help_ = invoke(section, "--help").stdout
+    help_ = invoke("--help", section).stdout  # the other way round, it would be transform's first place
     assert all(f"--{key.replace('_', '-')}" in help_ for key in PETS[section])
 
 
