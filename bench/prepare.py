@@ -5,6 +5,7 @@ is trained where no model is given, and the toolkit. Packaging is done anew, by 
 """
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ STAND_IN = {"labels": r"^(.+)_\d+\.jpg$", "arch": "resnet50.tv_in1k", "size": 29
 STAND_IN |= {"unfrozen": 2, "lr": 0.001, "weights": "none", "workers": 0}
 TINTS = {"red": (110, -55, -55), "green": (-55, 110, -55), "blue": (-55, -55, 110), "grey": (0, 0, 0)}
 PICTURES = 40  # of each
+TOOLKIT = Path(__file__).with_name("torchserve.txt")
 PHOTO = (500, 375)
 PHOTO_BYTES = 100_000
 LARGE = (4000, 3000)
@@ -81,7 +83,7 @@ def run(script: str, **options: object) -> None:
 
 def install_toolkit(out: Path) -> Path:
     """TorchServe and SageMaker's toolkit in a folder of their own. Raises BenchError."""
-    wanted, folder = Path(__file__).with_name("torchserve.txt"), out / "toolkit"
+    wanted, folder = TOOLKIT, out / "toolkit"
     if (folder / wanted.name).is_file() and (folder / wanted.name).read_bytes() == wanted.read_bytes():
         return folder
     progress("installing TorchServe and SageMaker's toolkit")
@@ -107,6 +109,11 @@ def install_toolkit(out: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
     return folder
+
+
+def toolkit_packages() -> list[str]:
+    """What the toolkit's folder holds, as name==version."""
+    return [line.split()[0] for line in TOOLKIT.read_text().splitlines() if re.match(r"[a-z-]+==", line)]
 
 
 def photographs(given: Path | None, out: Path) -> tuple[Path, Path, str, str]:

@@ -131,6 +131,8 @@ def prepared(args: argparse.Namespace, out: Path) -> tuple[Ground, dict]:
     facts = {"network": f"{arch} at {size[0]} x {size[1]}", "photo": photo_said, "large": large_said}
     no_java = "TorchServe needs Java, which is not here: the guide's handlers are on a plain server."
     facts["notes"] = [no_java] if "torchserve" in args.stacks and not torchserve else []
+    if torchserve:
+        facts["notes"] = [f"TorchServe's packages: {', '.join(prepare.toolkit_packages())}."]
     facts["others_percent"] = []  # of all cores, before each round
     return Ground(rows, photo, large, toolkit, ways["exact"] / "code", size, args.seconds), facts
 

@@ -133,6 +133,10 @@ def test_it_says_machine_date_versions_pictures_and_price(quick):
     assert set(result["dollars_per_million"]) == {"guide", "exact", "fast"}
 
 
+def test_the_toolkit_is_named_with_its_versions():
+    assert {"torchserve==0.12.0", "sagemaker-pytorch-inference==2.0.25"} <= set(prepare.toolkit_packages())
+
+
 def test_people_get_every_row_and_every_ratio(quick):
     page = io.StringIO()
     report.show(quick[0], Console(file=page, width=130))

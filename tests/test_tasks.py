@@ -153,9 +153,8 @@ def test_an_address_given_for_one_run_beats_an_endpoint_in_the_configuration():
     ],
 )
 def test_a_section_of_the_configuration_is_its_scripts_flags(section, script, given_by_tasks):
-    flags = set(
-        re.findall(r"--([a-z][a-z0-9-]*)", run(*script.split(), "--help").stdout.partition("options:")[0])
-    )
+    usage = run(*script.split(), "--help").stdout.partition("options:")[0]
+    flags = set(re.findall(r"--([a-z][a-z0-9-]*)", usage))
     assert {flag.replace("-", "_") for flag in flags} - given_by_tasks == set(PETS[section])
     help_ = invoke("--help", section).stdout  # the other way round, it would be transform's first place
     assert all(f"--{key.replace('_', '-')}" in help_ for key in PETS[section])
