@@ -134,20 +134,32 @@ def package(c: Context, flags: ChainMap, local: bool = False) -> None:
         say(c, upload(c, "--optional"))
 
 
-@task(auto_shortflags=False)
+DOCKER = "in the container, as large as what is deployed"
+
+
+def served(c: Context, flags: ChainMap, docker: bool, *command: str) -> list[str]:
+    """The command that serves the packaged model here, until Ctrl-C or while another command runs."""
+    deployed = c.config["deploy"]
+    size = "memory" if deployed["kind"] == "serverless" else "instance"
+    limits = {size: deployed[size]} if docker else {}
+    python, script, *rest = words("deploy/local.py", *command, model=build(c, "model"), **flags, **limits)
+    return [python, script, *(["--docker"] if docker else []), *rest]
+
+
+@task(auto_shortflags=False, help={"docker": DOCKER})
 @flags("local")
-def local(c: Context, flags: ChainMap) -> None:
+def local(c: Context, flags: ChainMap, docker: bool = False) -> None:
     """Serve the packaged model on this machine until Ctrl-C (flags: deploy/local.py --help)."""
-    say(c, words("deploy/local.py", model=build(c, "model"), **flags))
+    say(c, served(c, flags, docker))
 
 
-@task(auto_shortflags=False)
+@task(auto_shortflags=False, help={"docker": DOCKER})
 @flags("local")
-def test_local(c: Context, flags: ChainMap) -> None:
+def test_local(c: Context, flags: ChainMap, docker: bool = False) -> None:
     """Serve the packaged model, ask it training's validation pictures, and say whether it passed."""
     ask = words("client/cli.py", endpoint=c.config["project"], expect=build(c, "train/validation.json"))
     port = flags.maps[0].get("port", 0)  # the configured one may be serving already
-    say(c, words("deploy/local.py", *ask, model=build(c, "model"), **flags | {"port": port}))
+    say(c, served(c, flags | {"port": port}, docker, *ask))
 
 
 @task(
@@ -160,7 +172,8 @@ def predict(c: Context, flags: ChainMap, pictures: str) -> None:
     """Ask an endpoint about pictures; more of them after -- (flags: client/cli.py --help)."""
     asked = [pictures, *(sys.argv[sys.argv.index("--") + 1 :] if c.remainder else [])]
     asked = [name if "://" in name else os.path.relpath(name, ROOT) for name in asked]
-    say(c, words("client/cli.py", *asked, **one_endpoint(flags)))
+    flags = one_endpoint(flags)
+    say(c, words("client/cli.py", *asked, **flags | {"kind": flags["kind"] if flags["endpoint"] else None}))
 
 
 @task(auto_shortflags=False, help={"yes": "load an endpoint on SageMaker, which costs money, without asking"})

@@ -14,12 +14,13 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePath
 from urllib.parse import urlsplit
 
-from predictor import SHRINK, ImagePredictor, PredictionError
+from predictor import KINDS, SHRINK, ImagePredictor, PredictionError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 NO_ENDPOINT = ("unreachable", "timeout", "aws", "not_loaded", "busy", "unexpected")  # not the pictures' fault
@@ -67,6 +68,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     where.add_argument("--endpoint", metavar="NAME", help="an endpoint on SageMaker")
     where.add_argument("--url", help="a plain server, such as http://127.0.0.1:8080")
     parser.add_argument(
+        "--kind", choices=KINDS, help="of the endpoint on SageMaker; without it, AWS is asked"
+    )
+    parser.add_argument(
         "--top-k", type=positive, default=5, metavar="N", help="classes per picture (%(default)s)"
     )
     parser.add_argument(
@@ -109,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     if all(row.get("error") in NO_ENDPOINT for row in rows):
         raise Stop(3, rows[0]["message"])
 
-    summary = summarise(rows, seconds)
+    summary = {"asked": predictor.where, **summarise(rows, seconds)}
     if args.expect:
         summary["verdict"] = judge(rows, expected, args.expect)
     if args.json:
@@ -125,11 +129,23 @@ def connect(args: argparse.Namespace) -> ImagePredictor:
     """The predictor that the command line names. Raises Stop."""
     shrink = 0 if args.expect else args.shrink  # training saw the pictures as they are
     try:
-        return ImagePredictor(args.endpoint, url=args.url, shrink=shrink)
+        return ImagePredictor(args.endpoint, url=args.url, kind=args.kind, shrink=shrink, on_wait=once())
     except ValueError as error:
         raise Stop(2, str(error)) from error
     except PredictionError as error:
         raise Stop(3, str(error)) from error
+
+
+def once() -> Callable[[str], None]:
+    """Says each sentence once, however many requests wait for the same thing."""
+    said = set()
+
+    def say(sentence: str) -> None:
+        if sentence not in said:
+            said.add(sentence)
+            print(sentence, file=sys.stderr)
+
+    return say
 
 
 def read_expected(file: Path) -> dict[str, dict]:
@@ -185,8 +201,9 @@ def ask_all(predictor: ImagePredictor, pictures: list[str], top_k: int, concurre
 
     rows: list[dict] = []
     console = Console(stderr=True)
-    if quiet := not console.is_terminal:
-        print(f"asking about {len(pictures)} picture{'s' * (len(pictures) > 1)}", file=sys.stderr)
+    count = f"{len(pictures)} picture{'s' * (len(pictures) > 1)}"
+    print(f"asking about {count}: {predictor.where}", file=sys.stderr)
+    quiet = not console.is_terminal
     pool = ThreadPoolExecutor(concurrency)
     answers = pool.map(partial(ask, predictor, top_k), pictures)
     try:
@@ -195,6 +212,7 @@ def ask_all(predictor: ImagePredictor, pictures: list[str], top_k: int, concurre
             if len(rows) == concurrency and all(row.get("error") in NO_ENDPOINT for row in rows):
                 break
     finally:
+        predictor.close()
         pool.shutdown(wait=False, cancel_futures=True)
     return rows
 

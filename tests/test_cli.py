@@ -22,7 +22,7 @@ PETS = Path(__file__).parents[2] / "shared/pets/images"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(predictor, "WAITS", (0.01,))
+    monkeypatch.setattr(predictor, "FIRST_WAIT", 0.01)
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -32,7 +34,8 @@ def encoded(kind, size=(40, 30), **options):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(predictor, "WAITS", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(predictor, "FIRST_WAIT", 0.01)
+    monkeypatch.setitem(predictor.KINDS, "real-time", (predictor.REALTIME_LIMIT, 0.5))
 
 
 @pytest.fixture
@@ -476,13 +479,30 @@ def test_sagemaker_is_asked_by_name(aws):
     assert request.headers["X-Amzn-SageMaker-Custom-Attributes"] == "top_k=2"
 
 
-def test_the_application_may_bring_its_own_client(aws):
+def test_the_application_may_bring_its_own_session(aws):
     import boto3
 
     with scripted(reply()) as server:
-        runtime = boto3.client("sagemaker-runtime", endpoint_url=server.url, region_name="us-east-1")
-        assert ImagePredictor("pets", runtime=runtime).predict(b"x") == ANSWER
-    assert "us-east-1" in server.requests[0].headers["Authorization"]
+        session = boto3.Session(region_name="us-east-1", aws_access_key_id="own", aws_secret_access_key="x")
+        pets = on_sagemaker(aws, server.url, session=session)
+        assert pets.predict(b"x") == ANSWER
+    assert re.search("Credential=own/[0-9]+/us-east-1/", server.requests[0].headers["Authorization"])
+    assert pets.where == f"endpoint pets in us-east-1 (taken for real-time) at {server.url}"
+
+
+def test_amazons_own_address_need_not_be_said(aws):
+    pets = ImagePredictor("pets", kind="serverless")
+    assert (pets.where, pets.kind) == ("endpoint pets in eu-west-1 (serverless)", "serverless")
+
+
+@pytest.mark.parametrize(
+    "options", [{"endpoint": "pets", "kind": "batch"}, {"url": "http://x", "kind": "async"}]
+)
+def test_a_kind_is_one_of_those_on_sagemaker(options):
+    with pytest.raises(
+        ValueError, match=r"kind \(one of real-time, serverless, async\) is for an endpoint on"
+    ):
+        ImagePredictor(**options)
 
 
 @pytest.mark.parametrize("status", [400, 500])
@@ -507,7 +527,20 @@ def test_a_model_that_is_loading_is_asked_again(aws, quick):
         assert on_sagemaker(aws, server.url).predict(b"x") == ANSWER
     with scripted(not_ready) as server:
         error = failure(on_sagemaker(aws, server.url).predict, b"x")
-    assert (error.code, error.status, len(server.requests)) == ("not_loaded", 429, 4)
+    assert (error.code, error.status) == ("not_loaded", 429)
+    assert len(server.requests) > 2
+
+
+def test_patience_is_what_the_application_says(aws, quick):
+    with scripted(model_error(503, NOT_LOADED)) as server:
+        error = failure(on_sagemaker(aws, server.url, patience=0).predict, b"x")
+        assert (error.code, len(server.requests)) == ("not_loaded", 1)
+        said = []
+        pets = on_sagemaker(aws, server.url, patience=0.5, on_wait=said.append)
+        started = time.monotonic()
+        assert failure(pets.predict, b"x").code == "not_loaded"
+        assert time.monotonic() - started >= 0.5
+    assert set(said) == {"pets is still starting: it is asked again for up to 0 s"}
 
 
 def test_a_busy_server_behind_sagemaker_is_asked_again(aws, quick):
@@ -519,7 +552,7 @@ def test_a_busy_server_behind_sagemaker_is_asked_again(aws, quick):
         assert len(server.requests) == 3
         error = failure(pets.predict, b"x")
     assert (error.code, error.status, str(error)) == ("busy", 503, BUSY["message"])
-    assert len(server.requests) == 3 + 4
+    assert len(server.requests) > 3 + 2
 
 
 def test_throttling_is_waited_out(aws):
