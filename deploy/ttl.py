@@ -1,5 +1,6 @@
 """An endpoint's end, arranged beforehand: a one-time schedule at AWS deletes it, whatever happens here."""
 
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -43,7 +44,8 @@ def arrange(aws: Aws, project: str, role: str, seconds: int) -> datetime:
     }
     scheduler = aws("scheduler")
     if unless_missing(scheduler.update_schedule, **request) is None:
-        scheduler.create_schedule(**request)
+        with contextlib.suppress(scheduler.exceptions.ConflictException):  # a request that was repeated
+            scheduler.create_schedule(**request)
     return end
 
 
