@@ -66,7 +66,7 @@ ADVICE = {  # by a pattern in the name of botocore's exception, or in AWS's erro
         "your AWS identity needs sagemaker:InvokeEndpoint on this endpoint; for an asynchronous one "
         "sagemaker:InvokeEndpointAsync, and s3:PutObject and s3:GetObject in its bucket"
     ),
-    "ValidationError": (
+    "Validation": (
         "`aws sagemaker list-endpoints` shows those that exist in this Region; "
         "if this one is asynchronous and you may not describe it, say so (kind)"
     ),
@@ -602,7 +602,7 @@ def _answer(reply: bytes) -> dict:
 
 def _failure(text: str) -> PredictionError:
     """What an asynchronous endpoint left at its failure location: AWS's sentence round the server's words."""
-    found = re.search(r'\((\d+)\) from .*?"(.*)"', text, re.DOTALL)
+    found = re.search(r'\((\d+)\) from [^"]*"(.*?)"(?:\. See |\.?\s*$)', text, re.DOTALL)
     return _refusal(int(found[1]), found[2]) if found else _refusal(None, text)
 
 
