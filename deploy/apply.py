@@ -104,12 +104,18 @@ def update(aws: Aws, project: str, config: dict, before: State, settings: Namesp
     if settings.guard:
         alarms = scaling.guard(aws, project, settings.latency)
         request["DeploymentConfig"] = scaling.rollout(settings, alarms)
-    patiently(
-        aws("sagemaker").update_endpoint,
-        EndpointName=project,
-        EndpointConfigName=config["EndpointConfigName"],
-        **request,
-    )
+    move(aws, project, config["EndpointConfigName"], **request)
+
+
+def move(aws: Aws, project: str, config: str, **request: Any) -> None:
+    """UpdateEndpoint; when it had to be repeated, it is refused, because the first request is at work."""
+    try:
+        patiently(
+            aws("sagemaker").update_endpoint, EndpointName=project, EndpointConfigName=config, **request
+        )
+    except ClientError as error:
+        if code_of(error) != "ValidationException" or look(aws, project).status != "Updating":
+            raise
 
 
 def arrived(aws: Aws, project: str, config: str, start: datetime) -> None:
@@ -177,8 +183,7 @@ def undo(aws: Aws, project: str, config: str, model: str) -> str:
     if state.live == config:
         return f"{project} was left as it is"
     if state.config != state.live:
-        request = {"EndpointName": project, "EndpointConfigName": state.live}
-        patiently(aws("sagemaker").update_endpoint, **request)
+        move(aws, project, state.live)
         settled(aws, project, state.live, USUALLY)
     if config != state.previous:
         destroy.remove_parts(aws, project, config, model)

@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 AwsError = (BotoCoreError, ClientError)
 MISSING = (  # error codes, or the beginning of SageMaker's message where the code says less
-    "404|NoSuchKey|NoSuchBucket|NoSuchEntity|ResourceNotFound|ResourceNotFoundException|ObjectNotFoundException"
+    "404|NoSuchKey|NoSuchBucket|NoSuchUpload|NoSuchEntity|ResourceNotFound|ResourceNotFoundException|ObjectNotFoundException"
 )
 
 ADVICE = (  # a pattern in the name of botocore's exception or in AWS's error code, the exit code, what to do

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from botocore.exceptions import ClientError
+
 import scaling
 import ttl
 from aws import Aws, AwsError, Failure, Stop, as_stop, pages, unless_denied, unless_missing
@@ -125,9 +127,12 @@ def find_alarms(aws: Aws, project: str) -> Iterator[Item]:
 
 def find_data(aws: Aws, project: str, build: Path) -> Iterator[Item]:
     """What this project keeps in S3: archives, captures, asynchronous questions and answers."""
-    buckets = {f"sagemaker-{aws.region}-{aws.account}", bucket_of(build)} - {None}
-    for bucket in sorted(buckets):
-        objects = versions(aws, bucket, project)
+    for bucket in sorted({f"sagemaker-{aws.region}-{aws.account}", bucket_of(build)} - {None}):
+        for begun in listed(aws, "list_multipart_uploads", ["Uploads"], bucket, project):
+            place = {"Bucket": bucket, "Key": begun["Key"], "UploadId": begun["UploadId"]}
+            name = f"s3://{bucket}/{begun['Key']} (never finished)"
+            yield Item("upload", name, lambda place=place: remove_upload(aws, place))
+        objects = listed(aws, "list_object_versions", ["Versions", "DeleteMarkers"], bucket, project)
         if objects:
             size = sum(one.get("Size", 0) for one in objects) / 1e6
             name = f"s3://{bucket}/{project}/ ({len(objects)} objects, {size:.1f} MB)"
@@ -152,8 +157,12 @@ def remove_endpoint(aws: Aws, project: str) -> None:
     state = look(aws, project)
     if state.status in MOVING:
         settled(aws, project)
-    if unless_missing(aws("sagemaker").delete_endpoint, EndpointName=project) is None:
-        return
+    try:
+        if unless_missing(aws("sagemaker").delete_endpoint, EndpointName=project) is None:
+            return
+    except ClientError:
+        if look(aws, project).status != "Deleting":  # as after a repeated request, or by the schedule
+            raise
     left = settled(aws, project)
     if left is not None:
         reason = left.get("FailureReason", "AWS gives no reason")
@@ -203,20 +212,19 @@ def bucket_of(build: Path) -> str | None:
         return None
 
 
-def versions(aws: Aws, bucket: str, project: str) -> list[dict]:
-    """Every version of every object that is this project's, and of none that is not."""
+def listed(aws: Aws, operation: str, keys: list[str], bucket: str, project: str) -> list[dict]:
+    """All that S3 lists under these keys of its answer and that is this project's."""
+    answers = aws("s3").get_paginator(operation).paginate(Bucket=bucket, Prefix=f"{project}/")
     try:
-        found = [
-            one
-            for page in aws("s3")
-            .get_paginator("list_object_versions")
-            .paginate(Bucket=bucket, Prefix=f"{project}/")
-            for key in ("Versions", "DeleteMarkers")
-            for one in page.get(key, [])
-        ]
+        found = [one for page in answers for key in keys for one in page.get(key, [])]
     except aws("s3").exceptions.NoSuchBucket:
         return []
     return [one for one in found if re.fullmatch(DATA, one["Key"].removeprefix(f"{project}/"))]
+
+
+def remove_upload(aws: Aws, place: dict[str, str]) -> None:
+    """Delete the parts of an upload that was broken off, which S3 keeps and charges for."""
+    unless_missing(aws("s3").abort_multipart_upload, **place)
 
 
 def remove_objects(aws: Aws, bucket: str, keys: list[dict]) -> None:

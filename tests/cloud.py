@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
 import boto3
+import botocore.session
+from botocore.retries.standard import ExponentialBackoff
 from moto.moto_api._internal.models import moto_api_backend
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from standins import ANSWERS, REGION, Problem
@@ -28,7 +30,10 @@ import gate
 import hourly
 import watch
 
+KEY = "test"
+OWN = f"Credential={KEY}/"
 SESSION = boto3.Session()
+MODELS = SESSION._session.get_component("data_loader")  # reading them is most of what a new client takes
 FAULTS = {  # what a broken call answers: status, AWS's code, message
     "throttle": (400, "ThrottlingException", "Rate exceeded"),
     "500": (500, "InternalFailure", "We encountered an internal error. Please try again."),
@@ -40,6 +45,7 @@ S3_CALLS = {  # method, whether there is a key, a word in the query: what AWS ca
     ("HEAD", True, ""): "HeadObject",
     ("HEAD", False, ""): "HeadBucket",
     ("GET", False, "versions"): "ListObjectVersions",
+    ("GET", False, "uploads"): "ListMultipartUploads",
     ("GET", False, "list-type"): "ListObjectsV2",
     ("GET", True, ""): "GetObject",
     ("PUT", False, "publicAccessBlock"): "PutPublicAccessBlock",
@@ -64,9 +70,10 @@ SCHEDULER_CALLS = {
 class Fault:
     """What happens to a call, and how often."""
 
-    call: str
+    call: str  # "" is any
     kind: str
     times: float
+    after: int = 0  # so many such calls go well before
 
 
 @dataclass
@@ -76,6 +83,7 @@ class Cloud:
     url: str = ""
     moto: Callable | None = None
     calls: Counter = field(default_factory=Counter)
+    broken: Counter = field(default_factory=Counter)  # (call, kind of fault)
     faults: list[Fault] = field(default_factory=list)
     fates: dict[str, tuple[str, str]] = field(default_factory=dict)  # by configuration, or "any"
     moving: dict[str, list] = field(default_factory=dict)  # what endpoints are doing
@@ -86,6 +94,7 @@ class Cloud:
     percentiles: dict[str, float] = field(default_factory=dict)  # "ModelLatency p99": microseconds
     job_end: tuple[str, str] = ("Completed", "")
     answer: Callable = lambda endpoint, headers, body: (503, b"there is no container")
+    clients: dict = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -100,17 +109,30 @@ class Cloud:
         }
 
     def client(self, service: str, region: str = REGION):
-        """A boto3 client of the test's own."""
-        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-        return SESSION.client(service, region, endpoint_url=self.url, **keys)
+        """A boto3 client of the test's own, whose calls are neither noted nor broken."""
+        keys = {"aws_access_key_id": KEY, "aws_secret_access_key": "test"}
+        if (service, region) not in self.clients:
+            self.clients[service, region] = SESSION.client(service, region, endpoint_url=self.url, **keys)
+        return self.clients[service, region]
 
     def fate(self, config: str) -> tuple[str, str] | None:
         """How an endpoint with this configuration ends, if a test has laid that down."""
         return self.fates.get(config) or self.fates.get("any")
 
-    def break_(self, call: str, kind: str, times: float = float("inf")) -> None:
+    def break_(self, call: str, kind: str, times: float = float("inf"), after: int = 0) -> None:
         """Break a call ("sagemaker:CreateModel") so many times."""
-        self.faults.append(Fault(call, kind, times))
+        self.faults.append(Fault(call, kind, times, after))
+
+    def fault_of(self, call: str) -> Fault | None:
+        """What happens to this call, if anything."""
+        fault = next((one for one in self.faults if one.call in ("", call) and one.times > 0), None)
+        if fault and fault.after > 0:
+            fault.after -= 1
+            return None
+        if fault:
+            fault.times -= 1
+            self.broken[call, fault.kind] += 1
+        return fault
 
     def left(self) -> list[str]:
         """Every resource in the account that costs or stays, by AWS's own lists; roles and S3 apart."""
@@ -129,12 +151,13 @@ class Cloud:
         return found + [f"alarm {one['AlarmName']}" for one in alarms]
 
     def objects(self) -> list[str]:
-        """Every object in every bucket."""
+        """Every object in every bucket, and every upload in parts that was not finished."""
         s3 = self.client("s3")
         return [
             f"s3://{bucket['Name']}/{one['Key']}"
             for bucket in s3.list_buckets()["Buckets"]
             for one in s3.list_objects_v2(Bucket=bucket["Name"]).get("Contents", [])
+            + s3.list_multipart_uploads(Bucket=bucket["Name"]).get("Uploads", [])
         ]
 
     def __call__(self, environ: dict, start_response: Callable):
@@ -143,14 +166,14 @@ class Cloud:
         body = request.get_data()
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
         call = name_of(request, body)
-        self.calls[call] += 1
-        fault = next((one for one in self.faults if one.call == call and one.times > 0), None)
-        if fault:
-            fault.times -= 1
-            if fault.kind in FAULTS:
-                return refusal(request, call, *FAULTS[fault.kind])(environ, start_response)
-            if fault.kind == "interrupt":
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        fault = None
+        if OWN not in request.headers.get("Authorization", ""):
+            self.calls[call] += 1
+            fault = self.fault_of(call)
+        if fault and fault.kind in FAULTS:
+            return refusal(request, call, *FAULTS[fault.kind])(environ, start_response)
+        if fault and fault.kind == "interrupt":
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         reply = self.stand_in(request, call, body) or Response.from_app(self.moto, environ)
         if fault and fault.kind == "cut":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
@@ -249,6 +272,8 @@ def account(monkeypatch) -> Iterator[Cloud]:
         for key, value in cloud.environment.items():
             monkeypatch.setenv(key, value)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+        monkeypatch.setattr(botocore.session, "create_loader", lambda *_: MODELS)
+        monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
         monkeypatch.setattr(watch, "PAUSES", (0.01,))
         monkeypatch.setattr(gate, "PAUSE", 0.01)
         monkeypatch.setattr(hourly, "ESTIMATE", os.devnull)

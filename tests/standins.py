@@ -121,11 +121,12 @@ def list_tags(cloud, request, given):
 
 
 def create_transform_job(cloud, request, given):
-    """Done here and now: the answers to all pictures are written, as the job would."""
+    """The answers to all pictures are written here and now; the job ends after some looks, as an endpoint."""
     reply = Response.from_app(cloud.moto, request.environ)
-    job = backend().transform_jobs[given["TransformJobName"]]
-    job.transform_job_status, job.failure_reason = cloud.job_end
-    if job.transform_job_status == "Completed":
+    name = given["TransformJobName"]
+    backend().transform_jobs[name].transform_job_status = "InProgress"
+    cloud.moving[f"job {name}"] = ["InProgress", cloud.looks, *cloud.job_end]
+    if cloud.job_end[0] == "Completed":
         there, _, prefix = given["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"][5:].partition("/")
         aim, _, folder = given["TransformOutput"]["S3OutputPath"][5:].partition("/")
         s3 = cloud.client("s3")
@@ -137,7 +138,21 @@ def create_transform_job(cloud, request, given):
     return reply
 
 
+def describe_transform_job(cloud, request, given):
+    """Then moto answers."""
+    name = f"job {given['TransformJobName']}"
+    if name not in cloud.moving:
+        return
+    _, looks, end, reason = cloud.moving[name]
+    cloud.moving[name][1] -= 1
+    if looks <= 0:
+        del cloud.moving[name]
+        job = backend().transform_jobs[given["TransformJobName"]]
+        job.transform_job_status, job.failure_reason = end, reason
+
+
 def stop_transform_job(cloud, request, given):
+    cloud.moving.pop(f"job {given['TransformJobName']}", None)
     backend().transform_jobs[given["TransformJobName"]].transform_job_status = "Stopped"
     return {}
 
@@ -244,6 +259,7 @@ ANSWERS = {
     "sagemaker:DescribeEndpoint": describe_endpoint,
     "sagemaker:ListTags": list_tags,
     "sagemaker:CreateTransformJob": create_transform_job,
+    "sagemaker:DescribeTransformJob": describe_transform_job,
     "sagemaker:StopTransformJob": stop_transform_job,
     "sagemaker:InvokeEndpoint": invoke_endpoint,
     "sagemaker:InvokeEndpointAsync": invoke_endpoint_async,
