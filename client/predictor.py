@@ -490,7 +490,7 @@ class _SageMaker:
                 return answer
             if (failure := self._read(places.get("FailureLocation"))) is not None:
                 raise _failure(failure.decode(errors="replace"))
-            if pause == LONGEST_WAIT:
+            if pause >= LONGEST_WAIT / 2:
                 more = f"an instance may have to start; it is waited for up to {self.patience:.0f} s"
                 self.on_wait(f"{self.name} has not answered yet: {more}")
         raise PredictionError("timeout", f"{self.name} wrote no {place} within {self.patience:g} s")
