@@ -200,8 +200,13 @@ def running_jobs(aws: Aws, project: str) -> list[dict]:
 
 
 def stop_job(aws: Aws, name: str) -> None:
-    """Stop a batch transform."""
-    unless_missing(aws("sagemaker").stop_transform_job, TransformJobName=name)
+    """Stop a batch transform, unless it has ended by itself or is being stopped."""
+    try:
+        unless_missing(aws("sagemaker").stop_transform_job, TransformJobName=name)
+    except ClientError:
+        job = unless_missing(aws("sagemaker").describe_transform_job, TransformJobName=name)
+        if job and job["TransformJobStatus"] == "InProgress":
+            raise
 
 
 def bucket_of(build: Path) -> str | None:

@@ -142,9 +142,9 @@ def alarms(aws: Aws, project: str) -> list[str]:
 
 
 def remove_alarms(aws: Aws, names: list[str]) -> None:
-    """Delete alarms; those that are gone do not matter."""
-    if names:
-        aws("cloudwatch").delete_alarms(AlarmNames=names)
+    """Delete alarms; those that are gone do not matter, but would keep AWS from deleting the others."""
+    for name in names:
+        unless_missing(aws("cloudwatch").delete_alarms, AlarmNames=[name])
 
 
 def rollout(settings: Namespace, names: list[str]) -> dict:

@@ -186,7 +186,7 @@ class Cloud:
         given = json.loads(body) if body[:1] == b"{" and "X-Amz-Target" in request.headers else {}
         reply = ANSWERS[call](self, request, given)
         if isinstance(reply, Problem):
-            return refusal(request, call, 400, "ValidationException", str(reply))
+            return refusal(request, call, 400, reply.code, str(reply))
         if isinstance(reply, dict):
             return Response(json.dumps(reply), content_type="application/x-amz-json-1.1")
         return reply

@@ -9,6 +9,7 @@ import time
 from urllib.parse import parse_qs
 
 from moto.applicationautoscaling.models import applicationautoscaling_backends
+from moto.cloudwatch.models import cloudwatch_backends
 from moto.core.models import DEFAULT_ACCOUNT_ID as ACCOUNT
 from moto.sagemaker.models import sagemaker_backends
 from werkzeug.wrappers import Response
@@ -18,6 +19,14 @@ REGION = "eu-west-1"
 
 class Problem(str):
     """A ValidationException's message."""
+
+    code = "ValidationException"
+
+
+class Missing(Problem):
+    """The message where AWS has a code of its own for what is not there."""
+
+    code = "ResourceNotFound"
 
 
 def backend():
@@ -152,8 +161,12 @@ def describe_transform_job(cloud, request, given):
 
 
 def stop_transform_job(cloud, request, given):
+    job = backend().transform_jobs[given["TransformJobName"]]
+    if job.transform_job_status != "InProgress":
+        said = f"the transform job is in status {job.transform_job_status}"
+        return Problem(f"The request was rejected because {said}.")
     cloud.moving.pop(f"job {given['TransformJobName']}", None)
-    backend().transform_jobs[given["TransformJobName"]].transform_job_status = "Stopped"
+    job.transform_job_status = "Stopped"
     return {}
 
 
@@ -225,6 +238,13 @@ def get_metric_data(cloud, request, given):
     return {"MetricDataResults": results}
 
 
+def delete_alarms(cloud, request, given):
+    """Then moto answers; AWS deletes none of them where it does not know one."""
+    known = {one.name for one in cloudwatch_backends[ACCOUNT][REGION].alarms.values()}
+    unknown = set(given["AlarmNames"]) - known
+    return Missing(f"there is no alarm {min(unknown)}") if unknown else None
+
+
 def deregister_scalable_target(cloud, request, given):
     """Then moto answers; AWS takes the target's policies away with it."""
     moto = applicationautoscaling_backends[ACCOUNT][REGION]
@@ -263,6 +283,7 @@ ANSWERS = {
     "sagemaker:StopTransformJob": stop_transform_job,
     "sagemaker:InvokeEndpoint": invoke_endpoint,
     "sagemaker:InvokeEndpointAsync": invoke_endpoint_async,
+    "cloudwatch:DeleteAlarms": delete_alarms,
     "cloudwatch:GetMetricData": get_metric_data,
     "servicequotas:ListServiceQuotas": list_service_quotas,
     "iam:SimulatePrincipalPolicy": simulate_principal_policy,
