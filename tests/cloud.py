@@ -6,7 +6,6 @@ It notes every call by AWS's own name, and can break any of them, once or always
 import io
 import json
 import os
-import re
 import signal
 import socket
 import threading
@@ -14,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs
 
 import boto3
 import botocore.session
@@ -24,6 +22,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from standins import ANSWERS, REGION, Problem
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
+from wire import name_of, refusal
 
 import apply
 import gate
@@ -41,29 +40,6 @@ FAULTS = {  # what a broken call answers: status, AWS's code, message
     "limit": (400, "ResourceLimitExceeded", "The account-level service limit is 0 Instances."),
     "expired": (400, "ExpiredTokenException", "The security token included in the request is expired"),
 }  # and "cut": the work is done and the connection dies; "interrupt": Ctrl-C in this very moment
-S3_CALLS = {  # method, whether there is a key, a word in the query: what AWS calls it; the first that fits
-    ("HEAD", True, ""): "HeadObject",
-    ("HEAD", False, ""): "HeadBucket",
-    ("GET", False, "versions"): "ListObjectVersions",
-    ("GET", False, "uploads"): "ListMultipartUploads",
-    ("GET", False, "list-type"): "ListObjectsV2",
-    ("GET", True, ""): "GetObject",
-    ("PUT", False, "publicAccessBlock"): "PutPublicAccessBlock",
-    ("PUT", False, "encryption"): "PutBucketEncryption",
-    ("PUT", False, ""): "CreateBucket",
-    ("PUT", True, "partNumber"): "UploadPart",
-    ("PUT", True, ""): "PutObject",
-    ("POST", False, "delete"): "DeleteObjects",
-    ("POST", True, "uploads"): "CreateMultipartUpload",
-    ("POST", True, "uploadId"): "CompleteMultipartUpload",
-    ("DELETE", True, "uploadId"): "AbortMultipartUpload",
-}
-SCHEDULER_CALLS = {
-    "POST": "CreateSchedule",
-    "PUT": "UpdateSchedule",
-    "GET": "GetSchedule",
-    "DELETE": "DeleteSchedule",
-}
 
 
 @dataclass
@@ -190,45 +166,6 @@ class Cloud:
         if isinstance(reply, dict):
             return Response(json.dumps(reply), content_type="application/x-amz-json-1.1")
         return reply
-
-
-def name_of(request: Request, body: bytes) -> str:
-    """A request as AWS calls it: sagemaker:CreateModel, s3:HeadObject."""
-    scope = re.search(r"Credential=[^/]+/\d+/[^/]+/([^/]+)/", request.headers.get("Authorization", ""))
-    service = scope[1].replace("monitoring", "cloudwatch") if scope else "?"
-    if target := request.headers.get("X-Amz-Target"):
-        return f"{service}:{target.rpartition('.')[2]}"
-    if service in ("iam", "sts"):
-        return f"{service}:{parse_qs(body.decode())['Action'][0]}"
-    if service == "scheduler":
-        known = request.path.count("/") > 1
-        return f"scheduler:{SCHEDULER_CALLS[request.method] if known else 'ListSchedules'}"
-    if service == "sagemaker":
-        return "sagemaker:" + ("InvokeEndpointAsync" if "async" in request.path else "InvokeEndpoint")
-    kind = (request.method, "/" in request.path.strip("/"))
-    query = request.query_string.decode()
-    found = (name for (*one, word), name in S3_CALLS.items() if tuple(one) == kind and word in query)
-    return f"{service}:{next(found, request.method)}"
-
-
-def refusal(request: Request, call: str, status: int, code: str, message: str) -> Response:
-    """An error as each of AWS's protocols writes it."""
-    service = call.partition(":")[0]
-    if code == "AccessDeniedException":
-        message = f"{message} to perform: {call} on resource: * because no policy allows it"
-    if service == "s3":
-        names = {"ThrottlingException": "SlowDown", "AccessDeniedException": "AccessDenied"}
-        code = names.get(code, code)
-        status = 503 if code == "SlowDown" else status
-        xml = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-        return Response("" if request.method == "HEAD" else xml, status, content_type="application/xml")
-    if service in ("iam", "sts"):
-        xml = f"<Code>{code.removesuffix('Exception')}</Code><Message>{message}</Message>"
-        return Response(
-            f"<ErrorResponse><Error>{xml}</Error></ErrorResponse>", status, content_type="text/xml"
-        )
-    error = json.dumps({"__type": code, "message": message, "Message": message})
-    return Response(error, status, {"x-amzn-errortype": code}, content_type="application/x-amz-json-1.1")
 
 
 @contextmanager

@@ -129,6 +129,7 @@ def test_what_breaks_is_overcome_or_a_sentence_and_leaves_nothing(pets, tried, n
     destroyed(pets)
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", list(COMMANDS)[:: 1 if ALL else 4])
 def test_ctrl_c_at_any_moment(monkeypatch, tmp_path, capsys, tried, name):
     for moment in itertools.count(0) if ALL else (6,):
