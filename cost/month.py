@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 from bill import SERVERLESS_LIMIT, Case, Line, bill, hosting, total
-from prices import Book, CostError, Price
+from prices import Book, CostError, Price, find_instance
 from wording import money
 
 DERIVED = ("derived", "third-party")  # never seen in AWS's own list
@@ -27,7 +27,8 @@ def report(case: Case, book: Book) -> dict:
 def hourly(case: Case, book: Book) -> dict:
     """What is paid before anyone asks, an hour and a month, and what 1,000 requests add. USD.
 
-    What besides the instances has no price in this region is named under "without". Raises CostError.
+    What besides the instances has no price in this region is named under "without"; "vcpu" and "memory" (GiB)
+    are one instance's. Raises CostError.
     """
     fixed, missing = standing(case, book)
     used, absent = by_use(case, book)
@@ -47,6 +48,9 @@ def hourly(case: Case, book: Book) -> dict:
         "as_of": dates,
         "age": book.age(),
     }
+    if case.kind != "serverless":
+        machine = find_instance(case.instance)
+        found |= {"vcpu": machine.vcpu, "memory": machine.memory}  # GiB
     return found | {"sentence": hourly_sentence(found)}
 
 

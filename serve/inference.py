@@ -174,7 +174,7 @@ def output_fn(prediction: Prediction, accept: str = "") -> tuple[bytes, str]:
 # --- one HTTP request
 
 
-def handle(model: Model | None, body: bytes, headers: dict[str, str]) -> Answer:
+def handle(model: Model | None, body: bytes, headers: dict[str, str], request_id: str = "") -> Answer:
     """Answer one request under the whole contract; never raises. Header names are in lower case."""
     try:
         if model is None:
@@ -189,7 +189,7 @@ def handle(model: Model | None, body: bytes, headers: dict[str, str]) -> Answer:
     except RequestError as error:
         return refuse(error)
     except Exception:
-        ticket = uuid.uuid4().hex[:12]
+        ticket = request_id[:64] or uuid.uuid4().hex[:12]
         log.exception("request %s failed", ticket)
         text = f"the server failed on this request; its log says why under {ticket}"
         return refuse(RequestError(500, "internal", text))

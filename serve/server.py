@@ -6,13 +6,16 @@ is 200 exactly when POST /invocations can answer. Exits 1 with the reason if the
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -46,13 +49,18 @@ places = asyncio.Semaphore(PLACES)
 # In the handlers at once: all that may wait for addresses, and enough pictures besides.
 threads = anyio.CapacityLimiter(ADDRESSED + DECODERS)
 log = logging.getLogger("server")
+asked = logging.getLogger("asked")
 
 
 async def answer(model: Model | None, request: Request) -> Response:
     """One HTTP request through the handlers, on another thread: the event loop stays free for /ping.
 
-    503 at once if PLACES requests are here already, 408 if the body comes too slowly.
+    503 at once if PLACES requests are here already, 408 if the body comes too slowly. Leaves the request's
+    `id`, which a failure of ours repeats, and the `bytes` of its body in `request.state`.
     """
+    state = request.state
+    state.id = request.headers.get("x-amzn-sagemaker-inference-id") or uuid.uuid4().hex[:12]
+    state.bytes = 0
     if places.locked():
         return reply(refuse(RequestError(503, "busy", "too many requests at once: try again in a second")))
     async with places:
@@ -64,7 +72,9 @@ async def answer(model: Model | None, request: Request) -> Response:
         except TimeoutError:
             text = f"the body did not arrive within {BODY_SECONDS} s: send a smaller picture"
             return reply(refuse(RequestError(408, "slow_body", text)), Connection="close")
-        return reply(await anyio.to_thread.run_sync(handle, model, body, request.headers, limiter=threads))
+        state.bytes = len(body)
+        work = partial(handle, model, body, request.headers, state.id)
+        return reply(await anyio.to_thread.run_sync(work, limiter=threads))
 
 
 def reply(answer: Answer, **headers: str) -> Response:
@@ -104,13 +114,21 @@ def can_answer(model: Model) -> bool:
 
 
 async def invocations(request: Request) -> Response:
-    """SageMaker's request for a prediction."""
-    state = request.app.state
+    """SageMaker's request for a prediction, and a line about it in the log."""
+    state, start = request.app.state, time.perf_counter()
     response = await answer(state.model, request)
+    note(request, response.status_code, time.perf_counter() - start)
     state.suspect |= response.status_code == 500
     if state.leaving:
         response.headers["Connection"] = "close"
     return response
+
+
+def note(request: Request, status: int, seconds: float) -> None:
+    """One JSON line on an answer: nothing of what was asked about, for pictures and addresses are private."""
+    state = request.state
+    line = {"id": state.id, "status": status, "ms": round(1000 * seconds, 1), "bytes": state.bytes}
+    asked.info(json.dumps(line))
 
 
 def application() -> Starlette:
@@ -132,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging()
     app = application()
     loading = ThreadPoolExecutor(1).submit(load, args.model)
     try:
@@ -140,6 +158,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     return 0 if app.state.model else 1
+
+
+def set_up_logging() -> None:
+    """To stdout: a JSON line for each request, and in words all else."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
+    lines = logging.StreamHandler(sys.stdout)
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    asked.addHandler(lines)
+    asked.propagate = False
 
 
 def load(model_dir: Path) -> Model:

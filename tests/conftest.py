@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import context
+
 # Before torch is imported: threads that spin while they wait slow down whatever else runs on a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -39,17 +41,18 @@ def run(script: str, *words: object, code: int = 0, **options: object) -> subpro
 
 
 @contextmanager
-def serving(project: Path, stack: str, model: Path | None = None) -> Iterator[Endpoint]:
+def serving(project: Path, stack: str, model: Path | None = None, *more: str) -> Iterator[Endpoint]:
     """deploy/local.py on a free port, until the block ends; then Ctrl-C."""
     options = {"model": model or project / "model", "port": 0, "stack": stack}
     words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
-    command = [sys.executable, "deploy/local.py", *words]
+    command = [sys.executable, "deploy/local.py", *words, *more]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        ready = process.stdout.readline()
-        address = re.search(r"http://\S+", ready)
-        assert address, f"{ready}{process.stdout.read()}"
-        yield Endpoint(address[0], project, process)
+        said = []  # Docker tells of what it builds, first
+        while not (address := re.search(r"answers at (http://\S+)", said[-1] if said else "")):
+            said.append(process.stdout.readline())
+            assert said[-1], "".join(said)
+        yield Endpoint(address[1], project, process)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
@@ -81,6 +84,20 @@ def ray_endpoint(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     model = tmp_path_factory.mktemp("opt") / "model"
     shutil.unpack_archive(project / "model.tar.gz", model, filter="data")
     with serving(project, "ray", model) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def docker() -> None:
+    """A Docker engine; BASE_IMAGE in the environment names an image in place of the Dockerfile's own base."""
+    if not context.is_there_docker():
+        pytest.skip("no Docker engine answers here")
+
+
+@pytest.fixture(scope="session")
+def docker_endpoint(project: Path, docker: None) -> Iterator[Endpoint]:
+    """The project in the image of serve/Dockerfile, as SageMaker runs it."""
+    with serving(project, "plain", None, "--docker", "--memory", "1024") as endpoint:
         yield endpoint
 
 

@@ -1,4 +1,4 @@
-"""The HTTP contract, row by row, over real HTTP: once behind the plain server, once behind Ray Serve."""
+"""The HTTP contract, row by row, over real HTTP: the plain server, Ray Serve, and the image in Docker."""
 
 import base64
 import io
@@ -10,9 +10,9 @@ import requests
 from PIL import Image
 
 
-@pytest.fixture(scope="module", params=["plain", "ray"])
+@pytest.fixture(scope="module", params=["plain", "ray", "docker"])
 def url(request: pytest.FixtureRequest) -> str:
-    name = {"plain": "endpoint", "ray": "ray_endpoint"}[request.param]
+    name = {"plain": "endpoint", "ray": "ray_endpoint", "docker": "docker_endpoint"}[request.param]
     return request.getfixturevalue(name).url
 
 

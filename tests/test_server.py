@@ -1,5 +1,6 @@
 """The plain server as a process: honest about when it is ready, and polite when it ends."""
 
+import json
 import shutil
 import signal
 import socket
@@ -125,14 +126,32 @@ def test_a_failure_of_ours_is_500_with_an_id_that_the_log_repeats(project, port)
     failing = SLOW.replace("time.sleep(1)\n", "raise OSError('secret')\n")
     with running(project / "model", port, failing) as process:
         wait_for_ping(url, 200)
-        reply = requests.post(f"{url}/invocations", a_picture(project), timeout=20)
+        mine = {"X-Amzn-SageMaker-Inference-Id": "mine"}
+        reply = requests.post(f"{url}/invocations", a_picture(project), headers=mine, timeout=20)
         assert requests.get(f"{url}/ping", timeout=20).status_code == 503  # the warm-up fails as well
         process.terminate()
         log, _ = process.communicate(timeout=20)
     assert (reply.status_code, reply.json()["error"]) == (500, "internal")
     assert "secret" not in reply.text
-    assert f"request {reply.json()['message'].split()[-1]} failed" in log
+    assert reply.json()["message"].endswith("under mine")
+    assert "request mine failed" in log
     assert "OSError: secret" in log
+
+
+def test_each_request_is_a_line_of_json_without_what_was_asked(project, port):
+    url = f"http://127.0.0.1:{port}/invocations"
+    picture, address = a_picture(project), {"url": "http://10.0.0.1/cat.jpg?token=secret"}
+    with running(project / "model", port) as process:
+        wait_for_ping(f"http://127.0.0.1:{port}", 200)
+        requests.post(url, picture, headers={"X-Amzn-SageMaker-Inference-Id": "mine"}, timeout=20)
+        requests.post(url, json=address, timeout=20)
+        process.terminate()
+        log, _ = process.communicate(timeout=20)
+    one, other = (json.loads(line) for line in log.splitlines() if line.startswith("{"))
+    assert (one["id"], one["status"], one["bytes"]) == ("mine", 200, len(picture))
+    assert 0 < one["ms"] < 20_000
+    assert (other["status"], len(other["id"])) == (422, 12)
+    assert "secret" not in log
 
 
 def test_ping_is_200_after_a_failure_that_was_not_the_models(project, port):
