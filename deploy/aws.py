@@ -12,13 +12,25 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from printable import printable
+from stop import Stop
+
 AwsError = (BotoCoreError, ClientError)
-MISSING = (  # error codes, or the beginning of SageMaker's message where the code says less
+MISSING = (  # error codes
     "404|NoSuchKey|NoSuchBucket|NoSuchUpload|NoSuchEntity|ResourceNotFound|ResourceNotFoundException|ObjectNotFoundException"
+    "|RepositoryNotFoundException|ImageNotFoundException|ScanNotFoundException"
 )
+
+GONE = (  # what SageMaker's message says where the code says less
+    "Could not find (model|endpoint|resource|(the |requested |transform )*job)|No scalable target"
+)
+BUSY = "Throttl|TooManyRequests|SlowDown|RequestLimit"
+NETWORK = "Endpoint|Connect|Timeout|HTTPClient|Proxy|SSL"
+FAULT = "Internal|Unavailable|^5\\d\\d$"
 
 ADVICE = (  # a pattern in the name of botocore's exception or in AWS's error code, the exit code, what to do
     ("NoCredentials|PartialCredentials", 3, "run `aws configure` or `aws sso login`, or set AWS_PROFILE"),
+    ("^Login", 3, "log in again (`aws login`) and repeat the command"),
     ("Expired|SSO|TokenRefresh|TokenRetrieval", 3, "log in again (`aws sso login`) and repeat the command"),
     ("InvalidClientTokenId|InvalidAccessKeyId|Signature|Unrecog", 3, "check `aws sts get-caller-identity`"),
     ("ProfileNotFound", 2, "`aws configure list-profiles` shows those that exist"),
@@ -26,20 +38,12 @@ ADVICE = (  # a pattern in the name of botocore's exception or in AWS's error co
     ("AccessDenied|Forbidden|Unauthorized|^403$", 3, "`invoke role` prints the policy that it needs"),
     ("LimitExceeded|QuotaExceeded", 3, "free some, or ask for more in the Service Quotas console"),
     ("NoSuchBucket", 3, "`invoke package` uploads anew"),
-    ("Throttl|TooManyRequests|SlowDown|RequestLimit", 3, "AWS is busy: repeat the command in a minute"),
-    ("Endpoint|Connect|Timeout|HTTPClient|Proxy|SSL", 3, "check the network, the proxy and the Region"),
-    ("Internal|Unavailable|^5\\d\\d$", 3, "AWS had a fault of its own: repeat the command"),
-    ("ParamValidation", 2, "correct the setting"),
+    (BUSY, 3, "AWS is busy: repeat the command in a minute"),
+    (NETWORK, 3, "check the network, the proxy and the Region"),
+    (FAULT, 3, "AWS had a fault of its own: repeat the command"),
+    ("Validation|InvalidParameter|InvalidInput", 2, "correct the setting"),
     ("", 3, "repeat the command, or remove what there is with `invoke destroy`"),
 )
-
-
-class Stop(Exception):
-    """The end, with an exit code and one sentence for the user."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 Failure = (Stop, *AwsError)
@@ -76,7 +80,7 @@ def connect() -> Aws:
     if session.get_credentials() is None:
         raise Stop(3, f"no AWS credentials were found: {ADVICE[0][2]}")
     if not session.region_name:
-        raise Stop(2, f"no AWS Region is set: {ADVICE[4][2]}")
+        raise Stop(2, f"no AWS Region is set: {ADVICE[5][2]}")
     partition = session.get_partition_for_region(session.region_name)
     who = session.client("sts", config=config()).get_caller_identity()
     return Aws(session, session.region_name, partition, who["Account"], who["Arn"])
@@ -106,7 +110,7 @@ def is_missing(error: Exception) -> bool:
     """Whether AWS said that there is no such thing. SageMaker says so with a ValidationException."""
     code, said = code_of(error), str(error)
     if code == "ValidationException":
-        return bool(re.search("Could not find|does not exist|No scalable target", said))
+        return bool(re.search(GONE, said))
     return bool(re.fullmatch(MISSING, code))
 
 
@@ -130,16 +134,29 @@ def reply_of(error: Exception) -> dict:
 
 def is_denied(error: Exception) -> bool:
     """Whether a permission is missing."""
-    return bool(re.search("AccessDenied|Unauthorized|Forbidden|^403$", code_of(error)))
+    refused = re.search("AccessDenied|Unauthorized|Forbidden|^403$", code_of(error))
+    return isinstance(error, ClientError) and bool(refused)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the same call may well be answered a little later."""
+    return bool(re.search(f"{BUSY}|{NETWORK}|{FAULT}", code_of(error)))
+
+
+def is_of_the_moment(error: Exception) -> bool:
+    """Whether SageMaker calls invalid what is only at work now, or what AWS does not know of yet."""
+    return bool(re.search("in-progress|while it is|Could not (find|access)|[Aa]ssume", str(error)))
 
 
 def as_stop(error: Exception) -> Stop:
     """What botocore raised, as one sentence that says what to do; a Stop as it is."""
     if isinstance(error, Stop):
         return error
-    code, said = code_of(error), " ".join(str(error).split()).rstrip(". ")
-    said = re.sub(r"^An error occurred \(.*?\) when calling the (\w+) operation.*?: ", r"\1: ", said)
-    exit_code, advice = next((number, text) for pattern, number, text in ADVICE if re.search(pattern, code))
+    code, said = code_of(error), printable(" ".join(str(error).split())).rstrip(". ")
+    again = r"(?: \(reached max retries: \d+\))?"
+    said = re.sub(rf"^An error occurred \(.*?\) when calling the (\w+) operation{again}: ", r"\1: ", said)
+    key = "" if code == "ValidationException" and is_of_the_moment(error) else code
+    exit_code, advice = next((number, text) for pattern, number, text in ADVICE if re.search(pattern, key))
     if is_denied(error):
         said = f"your AWS identity may not {permission(error)} ({said})"
     return Stop(exit_code, f"{said}: {advice}")
@@ -162,7 +179,7 @@ def guarded(body: Callable[[], int]) -> int:
         return body()
     except Failure as error:
         stop = as_stop(error)
-        print(f"error: {stop}", file=sys.stderr)
+        print(f"error: {printable(stop)}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         print("stopped: the same command goes on from here; `invoke destroy` removes all", file=sys.stderr)

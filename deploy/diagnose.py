@@ -3,12 +3,32 @@
 import re
 from datetime import datetime
 
-from aws import Aws, AwsError, pages
+from aws import Aws, AwsError, as_stop, is_missing, pages
+from printable import printable
 
 LINES = 15
 STREAMS = 5
 
-CAUSES = (  # a pattern in the reason or the log, and what it usually means; the first one that fits is said
+AWS_CAUSES = (  # a pattern in AWS's reason, and what it usually means; the first one that fits is said
+    (
+        "[Ii]nsufficient.{0,20}capacity|CapacityError",
+        "AWS has no such instance left here now: try another type",
+    ),
+    ("image size|Image size", "the image is too large for serverless (10 GB): choose kind real-time"),
+    (
+        r"\bECR\b|[Ii]mage .*(does not exist|not found)|CannotPullContainer|pull.{0,20}image",
+        "the image cannot be fetched: check `stack`, and that the role may read ECR",
+    ),
+    (
+        "model data|ModelData|Failed to download",
+        "the archive cannot be fetched: the role needs s3:GetObject on it, in the same Region",
+    ),
+    (
+        "not authorized|AccessDenied|[Aa]ssume",
+        "the execution role lacks a permission: `invoke role --create`",
+    ),
+)
+CAUSES = (  # the same, in what the container wrote, or else in the reason
     ("exec format error", "the image is for another processor: choose an x86 `instance`"),
     ("No module named", "code/requirements.txt lacks a package, or the archive is old: run `invoke package`"),
     (
@@ -25,19 +45,9 @@ CAUSES = (  # a pattern in the reason or the log, and what it usually means; the
     ),
     ("SIGSEGV|Segmentation fault|exit code:? 139", "native code crashed: the versions in the image differ"),
     (
-        "[Ii]nsufficient.{0,20}capacity|CapacityError",
-        "AWS has no such instance left here now: try another type",
+        "not authorized to perform|AccessDenied",
+        "the execution role lacks a permission: `invoke role --create`",
     ),
-    ("image size|Image size", "the image is too large for serverless (10 GB): choose kind real-time"),
-    (
-        "ECR|image .*does not exist|CannotPullContainer|pull.{0,20}image",
-        "the image cannot be fetched: check `stack`, and that the role may read ECR",
-    ),
-    (
-        "model data|ModelData|Failed to download|s3://",
-        "the archive cannot be fetched: the role needs s3:GetObject on it, in the same Region",
-    ),
-    ("not authorized|AccessDenied|assume", "the execution role lacks a permission: `invoke role --create`"),
     (
         "ping health check|health check",
         "the container died or was not ready in time: its log says why; if it was only slow, raise `startup`",
@@ -47,26 +57,29 @@ CAUSES = (  # a pattern in the reason or the log, and what it usually means; the
 
 def explain(aws: Aws, group: str, reason: str, since: datetime, prefix: str = "") -> str:
     """The reason, the last lines of the log since then, and the likely cause: several lines of text."""
-    lines = last_lines(aws, group, since, prefix)
-    log = "\n".join(f"  {line}" for line in lines)
-    text = [reason or "AWS gives no reason"]
-    text.append(f"its log ends with:\n{log}" if lines else "it has written no log")
+    text, lines = [printable(reason) or "AWS gives no reason"], []
+    try:
+        lines = last_lines(aws, group, since, prefix)
+        log = "\n".join(f"  {line}" for line in lines)
+        text.append(f"its log ends with:\n{log}" if lines else "it has written no log")
+    except AwsError as error:
+        text.append(f"its log cannot be read: {as_stop(error)}")
     if cause := likely(reason, lines):
         text.append(f"likely cause: {cause}")
     return "\n".join(text)
 
 
 def likely(reason: str, lines: list[str]) -> str | None:
-    """The first known cause that the log, or else the reason, speaks of."""
-    for text in ("\n".join(lines), reason):
-        for pattern, cause in CAUSES:
+    """The first known cause: of AWS's own in its reason, then in the log, then in the reason."""
+    for text, causes in ((reason, AWS_CAUSES), ("\n".join(lines), CAUSES), (reason, CAUSES)):
+        for pattern, cause in causes:
             if re.search(pattern, text):
                 return cause
     return None
 
 
 def last_lines(aws: Aws, group: str, since: datetime, prefix: str = "") -> list[str]:
-    """The end of what was logged since then, oldest first; nothing where it cannot be read.
+    """The end of what was logged since then, oldest first, and safe to print. Raises what botocore raises.
 
     `prefix` is the beginning of the streams' names; without one, the streams are the youngest.
     """
@@ -81,7 +94,8 @@ def last_lines(aws: Aws, group: str, since: datetime, prefix: str = "") -> list[
                 logGroupName=group, logStreamName=name, startTime=start, limit=LINES
             )
             events += found["events"]
-    except AwsError:
-        return []
+    except AwsError as error:
+        if not is_missing(error):
+            raise
     ordered = sorted(events, key=lambda event: event["timestamp"])
-    return [event["message"].rstrip()[:300] for event in ordered[-LINES:]]
+    return [printable(event["message"]).rstrip()[:300] for event in ordered[-LINES:]]

@@ -3,16 +3,17 @@
 SageMaker's own health check says yes before the model is loaded, or when it never will be.
 """
 
-import itertools
 import json
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aws import Aws, AwsError, Stop, code_of, reply_of, unless_missing
-from names import VARIANT
+from printable import printable
+from watch import telling
 
 LARGEST = 4_000_000  # bytes that every kind of endpoint takes
 LOADING = ("ModelNotReadyException", "ServiceUnavailable", "InternalDependencyException", "ReadTimeoutError")
@@ -47,37 +48,37 @@ def question(build: Path, compare: bool = True) -> Question:
 def ask(aws: Aws, project: str, kind: str, bucket: str, question: Question) -> tuple[bool, str]:
     """Whether the endpoint answered rightly, and one sentence on its answer."""
     answer = invoke_async if kind == "async" else invoke
-    start = time.monotonic()
-    for tries in itertools.count(1):
-        try:
-            return judge(answer(aws, project, bucket, question.body), question)
-        except AwsError as error:
-            loading = is_loading(error)
-            if code_of(error) != "ModelError" and not loading:
-                raise
-            patient = loading and time.monotonic() - start < LOADING_SECONDS
-            if tries >= TRIES and not patient:
-                return False, f"it did not answer {question.name}: {said(error)}"
-        time.sleep(PAUSE)
-    raise AssertionError
+    start, tries = time.monotonic(), 0
+    with telling(f"asking {project} about {question.name}", "") as tell:
+        while True:
+            tries += 1
+            try:
+                return judge(answer(aws, project, bucket, question.body, tell), question)
+            except AwsError as error:
+                loading = is_loading(error)
+                if code_of(error) != "ModelError" and not loading:
+                    raise
+                patient = loading and time.monotonic() - start < LOADING_SECONDS
+                if tries >= TRIES and not patient:
+                    return False, f"it did not answer {question.name}: {said(error)}"
+                tell("its container runs and loads the model" if loading else "it answered with an error")
+            time.sleep(PAUSE)
 
 
 def is_loading(error: Any) -> bool:
     """Whether the container is up and its model is not."""
-    status = reply_of(error).get("OriginalStatusCode")
-    return code_of(error) in LOADING or status in (502, 503, 504)
+    status = reply_of(error).get("OriginalStatusCode")  # SageMaker says 0 when its own 60 s have passed
+    return code_of(error) in LOADING or status in (0, 502, 503, 504)
 
 
-def invoke(aws: Aws, project: str, _: str, picture: bytes) -> bytes:
+def invoke(aws: Aws, project: str, _: str, picture: bytes, __: Callable[[str], None]) -> bytes:
     """The endpoint's answer to a picture."""
     request = {"ContentType": "application/x-image", "Accept": "application/json"}
-    reply = aws("sagemaker-runtime").invoke_endpoint(
-        EndpointName=project, TargetVariant=VARIANT, Body=picture, **request
-    )
+    reply = aws("sagemaker-runtime").invoke_endpoint(EndpointName=project, Body=picture, **request)
     return reply["Body"].read()
 
 
-def invoke_async(aws: Aws, project: str, bucket: str, picture: bytes) -> bytes:
+def invoke_async(aws: Aws, project: str, bucket: str, picture: bytes, tell: Callable[[str], None]) -> bytes:
     """An asynchronous endpoint's answer, through S3."""
     s3, key = aws("s3"), f"{project}/async/in/{uuid.uuid4()}"
     s3.put_object(Bucket=bucket, Key=key, Body=picture)
@@ -94,6 +95,7 @@ def invoke_async(aws: Aws, project: str, bucket: str, picture: bytes) -> bytes:
             found = path and unless_missing(s3.get_object, Bucket=there, Key=path)
             if found:
                 return found["Body"].read()
+        tell("the picture waits in S3 until an instance takes it")
         time.sleep(PAUSE)
     return b"nothing within 20 minutes"
 
@@ -103,12 +105,11 @@ def judge(body: bytes, question: Question) -> tuple[bool, str]:
     try:
         answer = json.loads(body)
         labels = set(answer.get("classes", [answer["class"]]))
-        text = f"{question.name} is {answer['class']} ({answer['confidence']:.1%})"
+        label = printable(" ".join(answer["class"].split()))
+        text = f"{question.name} is {label} ({answer['confidence']:.1%})"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return (
-            False,
-            f"its answer to {question.name} is no prediction: {body[:200].decode(errors='replace')}",
-        )
+        shown = printable(body[:200].decode(errors="replace"))
+        return False, f"its answer to {question.name} is no prediction: {shown}"
     if question.expected is None:
         return True, f"{text}, says an older archive"
     if labels != question.expected:
@@ -119,5 +120,5 @@ def judge(body: bytes, question: Question) -> tuple[bool, str]:
 def said(error: Any) -> str:
     """The container's own words, if it had any."""
     reply = reply_of(error)
-    original = " ".join(str(reply.get("OriginalMessage") or error).split())[:300]
+    original = printable(" ".join(str(reply.get("OriginalMessage") or error).split())[:300])
     return f"status {reply['OriginalStatusCode']}, {original}" if "OriginalStatusCode" in reply else original

@@ -1,15 +1,18 @@
 """What an endpoint's containers write: every instance's stream, merged in order of time and coloured."""
 
+import sys
 import time
 import zlib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from botocore.exceptions import ClientError
 from rich.console import Console
 from rich.text import Text
 
-from aws import Aws, is_missing, pages
+from aws import Aws, AwsError, as_stop, is_missing, is_passing
 from names import log_group
+from printable import printable
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_red")
 PAUSE = 3  # seconds between two looks; CloudWatch allows few a second to the whole account
@@ -21,38 +24,64 @@ def show(aws: Aws, project: str, since: int, follow: bool) -> int:
     console = Console(soft_wrap=True, highlight=False)
     after = int((time.time() - since) * 1000)
     shown: dict[str, int] = {}  # an event's id, and when it was
+    say(f"the log of {project} in {aws.region}, in UTC")
+    said = ""
     while True:
-        for event in events(aws, project, after):
-            if event["eventId"] not in shown:
-                shown[event["eventId"]] = event["timestamp"]
-                console.print(line(event))
+        trouble = show_new(aws, project, after, shown, console, follow)
         if not follow:
             break
+        if not shown and not trouble:
+            trouble = f"waiting for {project} to write something; Ctrl-C ends this"
+        if trouble and trouble != said:
+            say(trouble)
+        said = trouble
         after = max([after, *(at - LATE for at in shown.values())])
-        shown = {key: at for key, at in shown.items() if at >= after}
+        for key in [key for key, at in shown.items() if at < after]:
+            del shown[key]
         time.sleep(PAUSE)
     if not shown:
         print(f"{project} has written nothing in this time; --since 1d looks further back")
     return 0 if shown else 1
 
 
-def events(aws: Aws, project: str, after: int) -> list[dict]:
-    """Log events from `after` (milliseconds since 1970) on, oldest first; none while there is no log."""
+def show_new(
+    aws: Aws, project: str, after: int, shown: dict[str, int], console: Console, follow: bool
+) -> str:
+    """Print what is not among `shown` and add it there; with `follow`, what went wrong and will pass."""
     try:
-        request = {"logGroupName": log_group(project), "startTime": after}
-        found = pages(aws("logs"), "filter_log_events", "events", **request)
+        for event in events(aws, project, after):
+            if event["eventId"] not in shown:
+                shown[event["eventId"]] = event["timestamp"]
+                console.print(line(event))
+    except AwsError as error:
+        if not follow or not is_passing(error):
+            raise
+        return f"note: {as_stop(error)}; this goes on by itself"
+    return ""
+
+
+def say(text: str) -> None:
+    """To the user and not into the log, which may be on its way to a file."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def events(aws: Aws, project: str, after: int) -> Iterator[dict]:
+    """Log events from `after` (milliseconds since 1970) on, the oldest first, as the pages come."""
+    pages = aws("logs").get_paginator("filter_log_events")
+    try:
+        for page in pages.paginate(logGroupName=log_group(project), startTime=after):
+            yield from sorted(page["events"], key=lambda event: event["timestamp"])
     except ClientError as error:
-        if is_missing(error):
-            return []
-        raise
-    return sorted(found, key=lambda event: event["timestamp"])
+        if not is_missing(error):
+            raise
 
 
 def line(event: dict) -> Text:
     """Time, instance, message; an instance keeps its colour."""
-    stream = event["logStreamName"]
-    colour = COLOURS[zlib.crc32(stream.encode()) % len(COLOURS)]
+    stream = event["logStreamName"]  # AllTraffic/i-0123456789abcdef0, or that and /data-log
+    instance = printable((stream.split("/")[1:] or [stream])[0])
+    colour = COLOURS[zlib.crc32(instance.encode()) % len(COLOURS)]
     at = datetime.fromtimestamp(event["timestamp"] / 1000, UTC)
     text = Text(f"{at:%m-%d %H:%M:%S} ", "dim")
-    text.append(f"{stream.rpartition('/')[2][-12:]} ", colour)
-    return text.append(event["message"].rstrip())
+    text.append(f"{instance[-12:]} ", colour)
+    return text.append(printable(event["message"]).rstrip().replace("\n", "\n  "))

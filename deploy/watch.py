@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.text import Text
 
 from aws import Aws, AwsError, Stop, is_denied, unless_missing
+from printable import printable
 
 MOVING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 PAUSES = (0.5, 1, 2, 4, 8)  # seconds between looks; then the last one for ever
@@ -92,11 +94,12 @@ def telling(what: str, usually: str) -> Iterator[Callable[[str], None]]:
 
     def line(text: str) -> str:
         seconds = int(time.monotonic() - start)
-        return f"{what}  {seconds // 60}:{seconds % 60:02}{usually and f' (usually {usually})'}  {text}"
+        passed = f"{seconds // 60}:{seconds % 60:02}{usually and f' (usually {usually})'}"
+        return printable(f"{what}  {passed}  {text}")
 
     if console.is_terminal:
-        with console.status(what) as status:
-            yield lambda text: status.update(line(text))
+        with console.status(Text(what)) as status:
+            yield lambda text: status.update(Text(line(text)))
         return
 
     def tell(text: str) -> None:
