@@ -6,6 +6,7 @@ status, logs, transform and destroy are its other verbs. Every one of them may b
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +22,8 @@ import ttl
 from apply import arrange_scaling, arrived, make, mark_live, rest, undone, update
 from aws import Aws, Failure, Stop, connect, guarded
 from diagnose import explain
-from hourly import of_variant
-from local import grey_picture
+from grey import grey_picture
+from hourly import of_variant, span
 from names import check_project, log_group
 from plan import Plan, make_plan, read_archive
 from role import find_role
@@ -31,6 +32,7 @@ from state import State, describe_config, kind_of, variant_of
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit code."""
+    sys.stdout.reconfigure(errors="replace")
     args = arguments(argv)
 
     def run() -> int:
@@ -123,13 +125,17 @@ def announce(aws: Aws, plan: Plan, before: State) -> None:
     """What will be done, what it costs, and how it ends, before anything is done."""
     what = "make" if before.endpoint is None else "change" if before.config != plan.name else "keep"
     print(f"{what} endpoint {plan.project} in {aws.region}: {plan.settings.kind}, {plan.name}")
-    say_price(aws, plan.config)
+    say_price(aws, plan.config, plan.settings)
 
 
-def say_price(aws: Aws, config: dict) -> None:
-    """What an endpoint with this configuration costs, and the command that ends it."""
-    cost = of_variant(aws.region, kind_of(config), variant_of(config))
-    print(f"{cost.sentence}; `invoke destroy` ends it", flush=True)
+def say_price(aws: Aws, config: dict, args: argparse.Namespace) -> None:
+    """What an endpoint with this configuration costs, at most too, and the command that ends it."""
+    variant = variant_of(config)
+    cost = of_variant(aws.region, kind_of(config), variant)
+    said = cost.sentence
+    if args.max and "InitialInstanceCount" in variant:
+        said += "\n" + span(cost, variant["InitialInstanceCount"], args.min, args.max)
+    print(f"{said}; `invoke destroy` ends it", flush=True)
 
 
 def refuse_another_kind(aws: Aws, plan: Plan, before: State) -> None:
@@ -171,7 +177,7 @@ def roll_back(aws: Aws, args: argparse.Namespace) -> int:
     container = aws("sagemaker").describe_model(ModelName=model)["PrimaryContainer"]
     bucket = container["ModelDataUrl"].removeprefix("s3://").partition("/")[0]
     print(f"change endpoint {project} in {aws.region} back to {name}")
-    say_price(aws, config)
+    say_price(aws, config, args)
     start = datetime.now(UTC)
     try:
         update(aws, project, config, before, args)

@@ -6,17 +6,22 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from stop import Stop
+
 ESTIMATE = Path(__file__).resolve().parents[1] / "cost" / "estimate.py"
 SECONDS = 20
+GUIDE = "us-east-1"  # the Region that cost/prices.json knows best
+PAGE = "https://aws.amazon.com/sagemaker/pricing/"
 
 
 @dataclass(frozen=True)
 class Price:
-    """In dollars, None where unknown, and one sentence for the user."""
+    """In dollars, None where unknown, and one sentence for the user; `guide` is a month of it in GUIDE."""
 
     per_hour: float | None
     per_month: float | None
     sentence: str
+    guide: float | None = None
 
 
 def of_variant(region: str, kind: str, variant: dict, count: int | None = None) -> Price:
@@ -30,14 +35,46 @@ def of_variant(region: str, kind: str, variant: dict, count: int | None = None) 
 
 def price(region: str, kind: str, **options: object) -> Price:
     """The price of a kind of endpoint (or of "batch"): instance=, count=, or memory= (MB), provisioned=."""
-    words = [f"--{key}={value}" for key, value in ({"kind": kind, "region": region} | options).items()]
+    try:
+        found = ask({"kind": kind, "region": region} | options)
+        return Price(float(found["per_hour"]), float(found["per_month"]), str(found["sentence"]))
+    except Stop as stop:
+        reason = str(stop).partition("; ")[0].replace("`--refresh", "`invoke cost --refresh")
+    try:
+        there = ask({"kind": kind, "region": GUIDE} | options) if region != GUIDE else None
+    except Stop:
+        there = None
+    if there is None:
+        way = "" if "invoke cost" in reason else f"; AWS's is at {PAGE}"
+        return Price(None, None, f"price unknown: {reason}{way}")
+    return Price(None, None, f"price unknown: {reason}\nas a guide, {there['sentence']}", there["per_month"])
+
+
+def span(price: Price, count: int, least: int, most: int) -> str:
+    """What autoscaling makes of the price of `count` instances: the fewest and the most, in words."""
+    text = f"autoscaling: {least} to {most} instances"
+    month = price.guide if price.per_month is None else price.per_month
+    if month is None or not count:
+        return text
+    low, high = (f"${month * instances / count:,.2f}" for instances in (least, most))
+    return f"{text}, {low} to {high} a month" + (f" in {GUIDE}" if price.per_month is None else "")
+
+
+def size_of(instance: str) -> tuple[int, int]:
+    """An instance type's virtual processors and GiB of memory. Raises Stop."""
+    found = ask({"instance": instance})
+    return found["vcpu"], found["memory"]
+
+
+def ask(options: dict[str, object]) -> dict:
+    """What cost/estimate.py says. Raises Stop with its reason."""
+    words = [f"--{key}={value}" for key, value in options.items()]
     command = [sys.executable, str(ESTIMATE), "--hourly", "--json", *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-        found = json.loads(done.stdout) if done.returncode == 0 else {}
-        return Price(float(found["per_hour"]), float(found["per_month"]), str(found["sentence"]))
-    except KeyError:
+        if done.returncode == 0:
+            return json.loads(done.stdout)
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("error: ")
-    except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
         reason = str(error)
-    return Price(None, None, f"price unknown ({reason})")
+    raise Stop(2, reason)

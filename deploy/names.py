@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 
-from aws import Stop
+from stop import Stop
 
 OWNER = "fastai-sagemaker"
 PROJECT = f"{OWNER}:project"  # on everything that takes tags: the project's name
@@ -16,6 +16,11 @@ LIVE = f"{OWNER}:live"  # on the endpoint: the configuration that last answered 
 PREVIOUS = f"{OWNER}:previous"  # on the endpoint: the one that did so before
 KIND = f"{OWNER}:kind"
 VARIANT = "AllTraffic"
+CONSOLES = {
+    "aws": "{region}.console.aws.amazon.com",
+    "aws-cn": "{region}.console.amazonaws.cn",
+    "aws-us-gov": "console.amazonaws-us-gov.com",
+}
 LONGEST = 40  # characters of a project's name, so that the longest name made from it has at most 63
 
 
@@ -48,6 +53,21 @@ def ttl_name(project: str) -> str:
     return f"{OWNER}-{project}-ttl"
 
 
+def image_name(project: str) -> str:
+    """The ECR repository of `invoke image`, and the CodeBuild project that fills it."""
+    return f"{OWNER}-{project}"
+
+
+def build_role_name(project: str) -> str:
+    """The role that CodeBuild takes on to make the image."""
+    return f"{OWNER}-{project}-build"
+
+
+def build_log_group(project: str) -> str:
+    """Where CodeBuild writes."""
+    return f"/aws/codebuild/{image_name(project)}"
+
+
 def alarm_prefix(project: str) -> str:
     """How the project's own alarms begin."""
     return f"{OWNER}-{project}:"
@@ -68,6 +88,7 @@ def tag_list(tags: dict[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def console(region: str, project: str) -> str:
+def console(partition: str, region: str, project: str) -> str:
     """The endpoint's page in AWS's console."""
-    return f"https://{region}.console.aws.amazon.com/sagemaker/home?region={region}#/endpoints/{project}"
+    host = CONSOLES.get(partition, CONSOLES["aws"]).format(region=region)
+    return f"https://{host}/sagemaker/home?region={region}#/endpoints/{project}"

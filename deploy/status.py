@@ -5,36 +5,52 @@ from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import scaling
 import ttl
-from aws import Aws, AwsError, as_stop
-from hourly import Price, of_variant
-from names import VARIANT, console
+from aws import Aws, Failure, as_stop
+from hourly import Price, of_variant, span
+from lasthour import in_words, last_hour
+from names import console
+from printable import printable
 from state import State, configs, describe_config, endpoints, kind_of, look, models, variant_of
-
-METRICS = {  # what `status` says of the last hour: CloudWatch's metric, its statistic, what to divide by
-    "invocations": ("Invocations", "Sum", 1),
-    "4xx": ("Invocation4XXErrors", "Sum", 1),
-    "5xx": ("Invocation5XXErrors", "Sum", 1),
-    "model_p50_ms": ("ModelLatency", "p50", 1000),  # CloudWatch has microseconds
-    "model_p99_ms": ("ModelLatency", "p99", 1000),
-    "overhead_p50_ms": ("OverheadLatency", "p50", 1000),
-    "overhead_p99_ms": ("OverheadLatency", "p99", 1000),
-}
 
 
 def show(aws: Aws, project: str, everything: bool, as_json: bool) -> int:
-    """Print the status of one endpoint or of all of ours; 0 if every one of them is live, else 1."""
-    names = sorted(endpoints(aws)) if everything else [project]
-    found = [facts(aws, name) for name in names]
+    """Print the status of one endpoint or of all of ours.
+
+    Returns 0 if every one of them is live, 3 if one could not be looked at, else 1.
+    """
+    found = [facts_or_error(aws, name) for name in sorted(endpoints(aws))] if everything else []
+    found = found if everything else [facts(aws, project)]
     if as_json:
         print(json.dumps(found if everything else found[0], indent=2, default=str))
     elif not found:
         print(f"this tool made no endpoint that exists in {aws.region}")
     for one in [] if as_json else found:
-        Console().print(table(one))
+        show_one(one)
+    if any("error" in one for one in found):
+        return 3
     return 0 if all(one["status"] == "InService" and one["proven"] for one in found) else 1
+
+
+def show_one(one: dict) -> None:
+    """Print a project's table, and under it what must not be folded."""
+    if "error" in one:
+        print(f"{one['project']} in {one['region']}: {printable(one['error'])}")
+        return
+    Console().print(table(one))
+    if one["status"]:
+        print(f"console: {one['console']}")
+
+
+def facts_or_error(aws: Aws, project: str) -> dict:
+    """The project's facts, or why there are none: one that may not be seen hides no other."""
+    try:
+        return facts(aws, project)
+    except Failure as error:
+        return {"project": project, "region": aws.region, "error": str(as_stop(error))}
 
 
 def facts(aws: Aws, project: str) -> dict:
@@ -53,14 +69,16 @@ def facts(aws: Aws, project: str) -> dict:
     ):
         try:
             parts[key] = ask()
-        except AwsError as error:
+        except Failure as error:
             parts[key] = None
             notes.append(f"{key} unknown: {as_stop(error)}")
-    return {"project": project, "region": aws.region, **of_endpoint(aws, state), **parts, "notes": notes}
+    unseen = [note.partition(" ")[0] for note in notes]
+    found = of_endpoint(aws, state, parts["scaling"], "scaling" not in unseen)
+    return {"project": project, "region": aws.region, **found, **parts, "notes": notes}
 
 
-def of_endpoint(aws: Aws, state: State) -> dict:
-    """What the endpoint is, how old, and what it has cost so far, at today's number of instances."""
+def of_endpoint(aws: Aws, state: State, scaled: dict | None, is_sure: bool) -> dict:
+    """What the endpoint is, how old, what it costs. `is_sure` says that `scaled` is known."""
     if state.endpoint is None:
         return {"status": None, "proven": False}
     config = describe_config(aws, state.config)
@@ -68,15 +86,15 @@ def of_endpoint(aws: Aws, state: State) -> dict:
     running = next(iter(state.endpoint.get("ProductionVariants") or [{}]))
     count = running.get("CurrentInstanceCount", wanted.get("InitialInstanceCount"))
     hours = (datetime.now(UTC) - state.endpoint["CreationTime"]) / timedelta(hours=1)
-    instance = wanted.get("InstanceType")
     kind = kind_of(config) if config else "unknown"
     cost = of_variant(aws.region, kind, wanted, count or 0) if config else Price(None, None, "unknown")
+    unknown = why_not_summed(state, wanted, scaled, is_sure, cost)
     return {
         "status": state.status,
         "reason": state.endpoint.get("FailureReason"),
         "proven": state.live == state.config,
         "kind": kind,
-        "instance": instance,
+        "instance": wanted.get("InstanceType"),
         "count": count,
         "serverless": wanted.get("ServerlessConfig"),
         "serves": state.config,
@@ -86,9 +104,36 @@ def of_endpoint(aws: Aws, state: State) -> dict:
         "per_hour": cost.per_hour,
         "per_month": cost.per_month,
         "price": cost.sentence,
-        "spent": None if cost.per_hour is None else round(hours * cost.per_hour, 2),
-        "console": console(aws.region, state.endpoint["EndpointName"]),
+        "scales": scales(aws.region, kind, wanted, cost, count, scaled),
+        "spent": None if unknown else round(hours * cost.per_hour, 2),
+        "spent_unknown": unknown,
+        "console": console(aws.partition, aws.region, state.endpoint["EndpointName"]),
     }
+
+
+def why_not_summed(state: State, wanted: dict, scaled: dict | None, is_sure: bool, cost: Price) -> str | None:
+    """Why the hours times today's price are not what was spent; None where they are."""
+    if "ServerlessConfig" in wanted:
+        return "serverless is paid by the request"
+    if cost.per_hour is None:
+        return "the price is unknown"
+    if state.status in ("Creating", "Failed"):
+        return "it has not served"
+    if not is_sure or (scaled and scaled["min"] != scaled["max"]):
+        return "the number of instances changes"
+    return "it was changed since it was made" if state.previous else None
+
+
+def scales(
+    region: str, kind: str, wanted: dict, cost: Price, count: int | None, scaled: dict | None
+) -> str | None:
+    """What autoscaling may make of the price, in words; None without autoscaling."""
+    if not scaled or "InitialInstanceCount" not in wanted:
+        return None
+    if not count:  # asleep: what one costs is not in what none costs
+        count = wanted["InitialInstanceCount"]
+        cost = of_variant(region, kind, wanted)
+    return span(cost, count, scaled["min"], scaled["max"])
 
 
 def limits(aws: Aws, project: str) -> dict | None:
@@ -97,69 +142,45 @@ def limits(aws: Aws, project: str) -> dict | None:
     return found and {"min": found["MinCapacity"], "max": found["MaxCapacity"]}
 
 
-def last_hour(aws: Aws, project: str) -> dict[str, float | None]:
-    """Requests, errors and latencies (ms) of the last hour; None where nothing was measured."""
-    dimensions = [
-        {"Name": "EndpointName", "Value": project},
-        {"Name": "VariantName", "Value": VARIANT},
-    ]
-    queries = [
-        {
-            "Id": f"m{number}",
-            "MetricStat": {
-                "Metric": {"Namespace": "AWS/SageMaker", "MetricName": name, "Dimensions": dimensions},
-                "Period": 3600,
-                "Stat": statistic,
-            },
-        }
-        for number, (name, statistic, _) in enumerate(METRICS.values())
-    ]
-    now = datetime.now(UTC)
-    answer = aws("cloudwatch").get_metric_data(
-        MetricDataQueries=queries, StartTime=now - timedelta(hours=1), EndTime=now
-    )
-    values = {result["Id"]: result["Values"] for result in answer["MetricDataResults"]}
-    return {
-        key: together(values.get(f"m{number}", []), statistic, unit)
-        for number, (key, (_, statistic, unit)) in enumerate(METRICS.items())
-    }
-
-
-def together(values: list[float], statistic: str, unit: int) -> float | None:
-    """An hour may touch two of CloudWatch's periods: sums are added, of percentiles the larger one counts."""
-    if not values:
-        return None
-    return round((sum(values) if statistic == "Sum" else max(values)) / unit, 2)
-
-
 def table(one: dict) -> Table:
     """One project's facts, a line each."""
-    rows = Table(title=f"{one['project']} in {one['region']}", show_header=False, title_justify="left")
+    title = Text(f"{one['project']} in {one['region']}")
+    rows = Table(title=title, show_header=False, title_justify="left")
     rows.add_column(overflow="fold")
     rows.add_column(overflow="fold")
-    if one["status"]:
-        add = rows.add_row
-        state = one["status"] if one["proven"] else f"{one['status']}, not proven: `invoke deploy` asks it"
-        add("state", state + (f" ({one['reason']})" if one["reason"] else ""))
-        add("kind", f"{one['kind']}, {machines(one)}")
-        add("age", age(one["age_hours"]))
-        spent = f"; about ${one['spent']:.2f} so far" if one["spent"] is not None else ""
-        add("price", one["price"] + spent)
-        add("last hour", hour(one["last_hour"]))
-        add("serves", one["serves"] + (f" (before: {one['previous']})" if one["previous"] else ""))
-        add("console", one["console"])
-    else:
-        rows.add_row("state", "there is no endpoint")
+
+    def add(key: str, text: str) -> None:
+        rows.add_row(key, Text(printable(text)))  # else brackets in what AWS says would be rich's commands
+
+    for key, text in endpoint_rows(one) if one["status"] else [("state", "there is no endpoint")]:
+        add(key, text)
     end = one["ends"]
-    rows.add_row("ends", f"{end:%Y-%m-%d %H:%M} UTC, in {left(end)}" if end else "not by itself")
-    if one["scaling"]:
-        rows.add_row("scaling", f"{one['scaling']['min']} to {one['scaling']['max']} instances")
+    add("ends", f"{end:%Y-%m-%d %H:%M} UTC, in {left(end)}" if end else "not by itself")
+    if one["scaling"] and not one["status"]:
+        add("scaling", f"{one['scaling']['min']} to {one['scaling']['max']} instances")
     for key in ("configurations", "models", "alarms"):
         if one[key]:
-            rows.add_row(key, "\n".join(one[key]))
+            add(key, "\n".join(one[key]))
     for note in one["notes"]:
-        rows.add_row("note", note)
+        add("note", note)
     return rows
+
+
+def endpoint_rows(one: dict) -> list[tuple[str, str]]:
+    """What there is to say of an endpoint that exists."""
+    state = one["status"] if one["proven"] else f"{one['status']}, not proven: `invoke deploy` asks it"
+    so_far = (
+        f"not reckoned: {one['spent_unknown']}; `invoke cost --actual --billed` asks AWS's bill, for $0.01"
+    )
+    return [
+        ("state", state + (f" ({one['reason']})" if one["reason"] else "")),
+        ("kind", f"{one['kind']}, {machines(one)}"),
+        ("age", age(one["age_hours"])),
+        ("price", "\n".join(filter(None, (one["price"], one["scales"])))),
+        ("so far", so_far if one["spent_unknown"] else f"about ${one['spent']:,.2f}"),
+        ("last hour", in_words(one["last_hour"])),
+        ("serves", one["serves"] + (f" (before: {one['previous']})" if one["previous"] else "")),
+    ]
 
 
 def machines(one: dict) -> str:
@@ -179,16 +200,3 @@ def age(hours: float) -> str:
 def left(end: datetime) -> str:
     """The time until then."""
     return age(max((end - datetime.now(UTC)) / timedelta(hours=1), 0))
-
-
-def hour(seen: dict | None) -> str:
-    """The last hour's figures, in words."""
-    if not seen or not seen["invocations"]:
-        return "no requests"
-    counts = f"{seen['invocations']:.0f} requests, {seen['4xx'] or 0:.0f} 4xx, {seen['5xx'] or 0:.0f} 5xx"
-    times = [
-        f"{name} p50 {seen[f'{name}_p50_ms']:g} ms, p99 {seen[f'{name}_p99_ms']:g} ms"
-        for name in ("model", "overhead")
-        if seen[f"{name}_p50_ms"] is not None and seen[f"{name}_p99_ms"] is not None
-    ]
-    return "; ".join([counts, *times])
