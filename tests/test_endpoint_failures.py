@@ -6,12 +6,14 @@ import time
 
 import cloud as aws
 import pytest
+from botocore import exceptions
 from cloud import build
 
 import diagnose
 import endpoint
 import role
 import upload
+from aws import as_stop
 
 
 @pytest.fixture
@@ -97,6 +99,20 @@ def test_a_model_that_is_still_loading_is_waited_for(cloud, pets):
     def slow(*request):
         asked.append(1)
         return aws.knowing(*request) if len(asked) > 6 else (503, b"not loaded")
+
+    cloud.answer = slow
+    said = pets("deploy")
+    assert said.count("asking pets about cat.jpg") == 1  # a line when something changes, not for every try
+    assert "its container runs and loads the model" in said
+    assert "pets is live" in said
+
+
+def test_sagemakers_own_time_out_is_waited_over(cloud, pets):
+    asked = []
+
+    def slow(*request):
+        asked.append(1)
+        return aws.knowing(*request) if len(asked) > 6 else (0, b"Your invocation timed out")
 
     cloud.answer = slow
     assert "pets is live" in pets("deploy")
@@ -244,6 +260,82 @@ def test_an_archive_or_a_bucket_that_is_gone_is_told(cloud, pets):
 
 
 @pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("Unable to provision requested ML compute capacity: insufficient instance capacity", "another type"),
+        ("Image size 12345678 is greater than supported size 10 GB", "too large for serverless"),
+        ("CannotPullContainerError: pull access denied", "cannot be fetched"),
+        ("Failed to download model data from s3://b/pets/x/model.tar.gz", "s3:GetObject"),
+        ("User: x is not authorized to perform: ecr:BatchGetImage", "role"),
+    ],
+)
+def test_what_aws_itself_could_not_do_is_believed_before_the_log(reason, advice):
+    assert advice in diagnose.likely(reason, ["No module named 'x'"])
+
+
+def test_words_that_look_like_a_cause_are_none():
+    lines = ["SECRET_KEY is set", "loading model data from s3://b/k", "assuming 2 cores"]
+    ping = "did not pass the ping health check"
+    assert diagnose.likely("unknown", lines) is None
+    assert "its log says why" in diagnose.likely(ping, lines)
+
+
+def test_a_log_that_may_not_be_read_is_not_called_empty(cloud, pets):
+    cloud.fates["any"] = ("Failed", "did not pass the ping health check")
+    log(cloud, "starting")
+    cloud.break_("logs:DescribeLogStreams", "denied")
+    said = pets("deploy", code=1)
+    assert "its log cannot be read: your AWS identity may not logs:DescribeLogStreams" in said
+
+
+def test_what_a_container_says_is_shown_and_not_obeyed(cloud, pets):
+    evil = "\x1b]0;owned\x07[/x]\u202e"
+    cloud.fates["any"] = ("Failed", evil)
+    log(cloud, evil)
+    said = pets("deploy", code=1)
+    cloud.fates.clear()
+    cloud.answer = lambda *_: (200, json.dumps({"class": evil, "confidence": 0.9}).encode())
+    said += pets("deploy", code=1)
+    cloud.answer = lambda *_: (500, evil.encode())
+    said += pets("deploy", code=1)
+    assert said.count("\\x1b]0;owned\\x07[/x]\\u202e") == 6
+    assert not re.search("[\x07\x1b\u202e]", said)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "says", "number"),
+    [
+        ("ThrottlingException", "Rate exceeded", "CreateModel: Rate exceeded: AWS is busy", 3),
+        ("ValidationException", "The subnet ID 'subnet-1' does not exist", "exist: correct the setting", 2),
+        ("ValidationException", "Cannot update in-progress endpoint", "endpoint: repeat the command", 3),
+    ],
+)
+def test_an_error_of_aws_is_a_sentence_with_the_right_advice(
+    cloud, pets, monkeypatch, code, message, says, number
+):
+    monkeypatch.setitem(aws.FAULTS, "mine", (400, code, message))
+    cloud.break_("sagemaker:CreateModel", "mine")
+    assert says in pets("deploy", code=number)
+    tries = 3 if number == 3 and code == "ThrottlingException" else 1
+    assert cloud.calls["sagemaker:CreateModel"] == tries
+    assert cloud.left() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (exceptions.UnauthorizedSSOTokenError(), "`aws sso login`"),
+        (exceptions.LoginRefreshRequired(), "`aws login`"),
+        (exceptions.LoginTokenLoadError(error_msg="x"), "`aws login`"),
+    ],
+)
+def test_a_login_that_has_ended_is_told_how_to_begin_anew(error, advice):
+    stop = as_stop(error)
+    assert advice in str(stop)
+    assert "your AWS identity may not" not in str(stop)
+
+
+@pytest.mark.parametrize(
     ("line", "advice"),
     [
         ("exec /usr/bin/serve: exec format error", "another processor"),
@@ -253,11 +345,7 @@ def test_an_archive_or_a_bucket_that_is_gone_is_told(cloud, pets):
         ("CUDA error: the provided PTX was compiled with an unsupported toolchain; CUDA driver", "`ami`"),
         ("raylet was killed by SIGKILL: out of memory", "too little memory"),
         ("Fatal Python error: Segmentation fault", "crashed"),
-        ("Unable to provision requested ML compute capacity: insufficient instance capacity", "another type"),
-        ("Image size 12345678 is greater than supported size 10 GB", "too large for serverless"),
-        ("CannotPullContainerError: pull access denied", "cannot be fetched"),
-        ("Failed to download model data from s3://b/pets/x/model.tar.gz", "s3:GetObject"),
-        ("is not authorized to perform: ecr:BatchGetImage", "role"),
+        ("is not authorized to perform: s3:GetObject", "role"),
         ("did not pass the ping health check", "raise `startup`"),
         ("the sun is shining", None),
     ],

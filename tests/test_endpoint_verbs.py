@@ -13,8 +13,10 @@ import cloud as aws
 import pytest
 from cloud import build
 from conftest import ROOT
+from standins import ANSWERS, backend
 
 import endpoint
+import names
 import role
 import upload
 
@@ -49,13 +51,27 @@ def pets(cloud, tmp_path, capsys):
     return pets
 
 
+def flat(said: str) -> str:
+    """A table's words without its lines."""
+    return " ".join(re.sub("[│\n]", " ", said).split())
+
+
+def alone(cloud, cache, *words) -> str:
+    """A verb in a process of its own, where prices are those of the repository; what it said."""
+    command = [sys.executable, "deploy/endpoint.py", words[0], "--project=pets", *words[1:]]
+    environment = os.environ | cloud.environment | {"XDG_CACHE_HOME": str(cache)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 # --- status
 
 
-def measure(cloud, name, *values):
-    """CloudWatch's metrics of the last minutes, in its own units."""
+def measure(cloud, name, *values, ago=5):
+    """CloudWatch's metrics of some minutes ago, in its own units."""
     dimensions = [{"Name": "EndpointName", "Value": "pets"}, {"Name": "VariantName", "Value": "AllTraffic"}]
-    at = datetime.now(UTC) - timedelta(minutes=5)
+    at = datetime.now(UTC) - timedelta(minutes=ago)
     data = [{"MetricName": name, "Dimensions": dimensions, "Timestamp": at, "Value": one} for one in values]
     cloud.client("cloudwatch").put_metric_data(Namespace="AWS/SageMaker", MetricData=data)
 
@@ -64,11 +80,115 @@ def test_status_says_what_the_last_hour_was_like(cloud, pets):
     pets("deploy")
     assert json.loads(pets("status", "--json"))["last_hour"]["invocations"] is None
     assert "no requests" in pets("status")
-    measure(cloud, "Invocations", 1, 1, 1)
-    measure(cloud, "Invocation5XXErrors", 0, 1, 0)
+    measure(cloud, "Invocations", *[1] * 8, ago=1)
+    measure(cloud, "Invocations", 1, 1, 1, 1, ago=21)
+    measure(cloud, "Invocations", 100, ago=70)
+    measure(cloud, "Invocation5XXErrors", 0, 1, 0, ago=21)
     hour = json.loads(pets("status", "--json"))["last_hour"]
-    assert (hour["invocations"], hour["5xx"]) == (3, 1)
-    assert "3 requests, 0 4xx, 1 5xx" in pets("status")
+    assert (hour["invocations"], hour["5xx"], hour["minutes"]) == (12, 1, 5)
+    points = hour["points"]["invocations"]
+    assert (len(points), [point for point in points if point]) == (12, [4, 8])
+    assert {8, None} == set(points[-2:]) or points[-1] == 8
+    said = pets("status")
+    assert re.search("·{5,8}▅·{3,4}█·?  12 requests", said)
+    assert re.search("·{5,8}█·{4,5}  1 answered with 5xx", said)
+
+
+def test_an_hour_that_cannot_be_read_is_not_called_quiet(cloud, pets, monkeypatch):
+    pets("deploy")
+    cloud.break_("cloudwatch:GetMetricData", "denied")
+    said = pets("status")
+    assert "last_hour unknown: your AWS identity may not" in flat(said)
+    assert "no requests" not in said
+    cloud.faults.clear()
+    partly = {"MetricDataResults": [{"Id": "m0", "StatusCode": "InternalError"}]}
+    monkeypatch.setitem(ANSWERS, "cloudwatch:GetMetricData", lambda *_: partly)
+    said = pets("status")
+    assert "did not answer for every metric (InternalError)" in flat(said)
+    assert "no requests" not in said
+
+
+def test_the_price_is_said_before_and_after_with_what_scaling_makes_of_it(cloud, pets, tmp_path):
+    said = alone(cloud, tmp_path, "deploy", f"--build={pets.folder}", "--instance=ml.m5.large", "--max=4")
+    assert re.search(r"1 x ml.m5.large in eu-west-1: \$0.\d+ an hour", said)
+    low, high = re.search(r"autoscaling: 1 to 4 instances, \$([\d.]+) to \$([\d.]+) a month;", said).groups()
+    assert float(high) == pytest.approx(4 * float(low), abs=0.05)
+    said = flat(alone(cloud, tmp_path, "status"))
+    assert f"${low} to ${high} a month" in said
+    assert "not reckoned: the number of instances changes" in said
+    alone(cloud, tmp_path, "deploy", f"--build={pets.folder}", "--instance=ml.m5.large", "--max=0")
+    assert "about $0.00" in alone(cloud, tmp_path, "status")
+
+
+def test_where_the_price_is_unknown_there_is_a_way_to_it_and_a_guide(cloud, pets, tmp_path):
+    said = alone(cloud, tmp_path, "deploy", f"--build={pets.folder}", "--max=4")
+    assert "`invoke cost --refresh --region eu-west-1` reads AWS's list" in said
+    assert re.search(r"as a guide, 1 x ml.c7i.large in us-east-1: \$0.107 an hour", said)
+    assert re.search(r"autoscaling: 1 to 4 instances, \$[\d.]+ to \$[\d.]+ a month in us-east-1;", said)
+    facts = json.loads(alone(cloud, tmp_path, "status", "--json"))
+    assert (facts["spent"], facts["spent_unknown"]) == (None, "the price is unknown")
+
+
+def test_what_serverless_has_cost_is_not_reckoned(cloud, pets):
+    pets("deploy", "--kind", "serverless")
+    assert "not reckoned: serverless is paid by the request" in flat(pets("status"))
+
+
+def test_what_was_changed_is_not_reckoned_as_if_it_had_always_been_so(cloud, pets, tmp_path):
+    words = [f"--build={pets.folder}", "--instance=ml.m5.large"]
+    alone(cloud, tmp_path, "deploy", *words)
+    alone(cloud, tmp_path, "deploy", *words, "--count=2")
+    assert "not reckoned: it was changed since it was made" in flat(alone(cloud, tmp_path, "status"))
+
+
+def test_one_project_that_may_not_be_seen_hides_no_other(cloud, pets, tmp_path):
+    pets("deploy")
+    build(tmp_path / "cats")
+    folder = str(tmp_path / "cats")
+    places = ["--archive", f"{folder}/model.tar.gz", "--out", f"{folder}/uploaded.json"]
+    assert role.main(["--project", "cats", "--create"]) == 0
+    assert upload.main([*places, "--project", "cats"]) == 0
+    assert endpoint.main(["deploy", "--project", "cats", "--build", folder]) == 0
+    said = pets("status", "--all")
+    assert re.search("cats in eu-west-1.*pets in eu-west-1", said, re.DOTALL)
+    cloud.break_("sagemaker:DescribeEndpoint", "denied", times=1)  # the first of them
+    said = pets("status", "--all", code=3)
+    assert "cats in eu-west-1: your AWS identity may not sagemaker:DescribeEndpoint" in said
+    assert re.search("pets in eu-west-1.*InService", said, re.DOTALL)
+    cloud.break_("sagemaker:DescribeEndpoint", "denied", times=1)
+    cats, dogs = json.loads(pets("status", "--all", "--json", code=3))
+    assert "may not sagemaker:DescribeEndpoint" in cats["error"]
+    assert (dogs["project"], dogs["status"]) == ("pets", "InService")
+
+
+HOSTILE = "[/opt/ml] [red]x\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe"
+
+
+def is_harmless(said: str) -> bool:
+    """Nothing in it commands a terminal."""
+    return not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said)
+
+
+def test_a_reason_from_outside_is_shown_and_not_obeyed(cloud, pets):
+    pets("deploy")
+    backend().endpoints["pets"].failure_reason = HOSTILE
+    said = pets("status")
+    assert "[/opt/ml] [red]x\\x1b]0;owned\\x07\\x1b[2J\\x9b31m\\u202egpj.exe" in re.sub(
+        "[│\\s]", "", said
+    ).replace("[/opt/ml][red]", "[/opt/ml] [red]")
+    assert is_harmless(said)
+
+
+@pytest.mark.parametrize(
+    ("partition", "region", "host"),
+    [
+        ("aws", "eu-west-1", "https://eu-west-1.console.aws.amazon.com/"),
+        ("aws-cn", "cn-north-1", "https://cn-north-1.console.amazonaws.cn/"),
+        ("aws-us-gov", "us-gov-west-1", "https://console.amazonaws-us-gov.com/"),
+    ],
+)
+def test_the_console_is_that_of_the_partition(partition, region, host):
+    assert names.console(partition, region, "pets").startswith(host + f"sagemaker/home?region={region}#")
 
 
 def test_latencies_are_asked_as_percentiles_in_microseconds(cloud, pets):
@@ -82,8 +202,8 @@ def test_status_says_age_end_scaling_and_leftovers(cloud, pets):
     pets("deploy", "--ttl", "4h", "--max", "3", "--guard", "on")
     said = pets("status")
     assert re.search("ends .* UTC, in 3:5\\d h", said)
-    assert "1 to 3 instances" in said
-    assert "sagemaker/home?region=eu-west-1#/endpoints/pets" in re.sub("[│\\s]", "", said)
+    assert "autoscaling: 1 to 3 instances" in said
+    assert re.search(r"^console: https://\S+/home\?region=eu-west-1#/endpoints/pets$", said, re.MULTILINE)
     cloud.client("sagemaker").delete_endpoint(EndpointName="pets")
     cloud.client("sagemaker").describe_endpoint(EndpointName="pets")
     said = pets("status", code=1)
@@ -100,7 +220,7 @@ def test_an_endpoint_that_is_not_proven_is_not_called_live(cloud, pets):
 def test_what_may_not_be_seen_is_a_note(cloud, pets):
     pets("deploy")
     cloud.break_("scheduler:GetSchedule", "denied")
-    said = " ".join(re.sub("[│\n]", " ", pets("status")).split())
+    said = flat(pets("status"))
     assert "ends unknown: your AWS identity may not scheduler:GetSchedule" in said
 
 
@@ -140,7 +260,46 @@ def test_following_prints_each_new_line_once_until_ctrl_c(cloud, pets, tmp_path)
         assert "second" in process.stdout.readline()
         process.send_signal(2)
         rest, said = process.communicate(timeout=30)
-    assert (process.returncode, rest, said) == (0, "", "")
+    assert (process.returncode, rest, said) == (0, "", "the log of pets in eu-west-1, in UTC\n")
+
+
+def test_following_waits_for_the_first_line_and_over_what_passes(cloud, pets):
+    command = [sys.executable, "deploy/endpoint.py", "logs", "--project=pets", "--follow"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = os.environ | cloud.environment | {"AWS_MAX_ATTEMPTS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        assert "in UTC" in process.stderr.readline()
+        assert "waiting for pets to write something" in process.stderr.readline()
+        cloud.break_("logs:FilterLogEvents", "throttle", times=1)
+        note = process.stderr.readline()
+        write(cloud, time.time(), "first")
+        assert "first" in process.stdout.readline()
+        process.send_signal(2)
+        process.communicate(timeout=30)
+    advice = "AWS is busy: repeat the command in a minute; this goes on by itself"
+    assert note == f"note: FilterLogEvents: Rate exceeded: {advice}\n"
+    assert process.returncode == 0
+
+
+def test_following_ends_at_what_does_not_pass(cloud, pets):
+    cloud.break_("logs:FilterLogEvents", "expired")
+    assert "log in again" in pets("logs", "--follow", code=3)
+
+
+def test_an_instance_keeps_its_name_in_its_other_streams(cloud, pets):
+    write(cloud, time.time() - 60, "a")
+    write(cloud, time.time() - 50, "b", stream=f"{STREAM}/data-log")
+    said = pets("logs")
+    assert len(re.findall(r"\d\d:\d\d:\d\d 456789abcdef [ab]", said)) == 2
+    assert "data-log" not in said
+
+
+def test_a_log_is_shown_and_not_obeyed(cloud, pets):
+    write(cloud, time.time() - 60, f"\x1b[36mINFO\x1b[0m {HOSTILE}", "one\r\ntwo")
+    said = pets("logs")
+    assert "INFO [/opt/ml] [red]x\\x1b]0;owned\\x07\\x1b[2J\\x9b31m\\u202egpj.exe" in said
+    assert "one\n  two" in said
+    assert is_harmless(said)
 
 
 # --- destroy
@@ -165,7 +324,7 @@ def test_without_a_terminal_nothing_is_destroyed_unasked(cloud, pets, monkeypatc
     pets("deploy")
     left = cloud.left()
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115
-    assert "`invoke destroy --yes`" in pets("destroy", code=2)
+    assert "the same command with --yes removes this without" in pets("destroy", code=2)
     sys.stdin.close()
     assert cloud.left() == left
 
