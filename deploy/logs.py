@@ -24,7 +24,7 @@ def show(aws: Aws, project: str, since: int, follow: bool) -> int:
     console = Console(soft_wrap=True, highlight=False)
     after = int((time.time() - since) * 1000)
     shown: dict[str, int] = {}  # an event's id, and when it was
-    say(f"the log of {project} in {aws.region}, in UTC")
+    say(f"the log of {project} in {aws.region}; times are UTC")
     said = ""
     while True:
         trouble = show_new(aws, project, after, shown, console, follow)

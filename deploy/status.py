@@ -1,6 +1,7 @@
 """What runs and what it costs: the project's endpoint, or with `--all` all that this tool made here."""
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
@@ -28,18 +29,19 @@ def show(aws: Aws, project: str, everything: bool, as_json: bool) -> int:
         print(json.dumps(found if everything else found[0], indent=2, default=str))
     elif not found:
         print(f"this tool made no endpoint that exists in {aws.region}")
-    for one in [] if as_json else found:
-        show_one(one)
-    if any("error" in one for one in found):
+    wrong = [one for one in found if "error" in one]
+    for one in found:
+        if not as_json and one not in wrong:
+            show_one(one)
+    for one in wrong:
+        print(f"error: {one['project']}: {one['error']}", file=sys.stderr)
+    if wrong:
         return 3
     return 0 if all(one["status"] == "InService" and one["proven"] for one in found) else 1
 
 
 def show_one(one: dict) -> None:
     """Print a project's table, and under it what must not be folded."""
-    if "error" in one:
-        print(f"{one['project']} in {one['region']}: {printable(one['error'])}")
-        return
     Console().print(table(one))
     if one["status"]:
         print(f"console: {one['console']}")
@@ -50,7 +52,7 @@ def facts_or_error(aws: Aws, project: str) -> dict:
     try:
         return facts(aws, project)
     except Failure as error:
-        return {"project": project, "region": aws.region, "error": str(as_stop(error))}
+        return {"project": project, "region": aws.region, "error": printable(as_stop(error))}
 
 
 def facts(aws: Aws, project: str) -> dict:

@@ -188,6 +188,16 @@ def test_no_credentials_is_one_sentence_within_three_seconds(tmp_path, command):
     assert seconds(command, 3, says, env=others | nowhere) < 3
 
 
+def test_aws_verbs_need_nothing_of_the_local_server():
+    code = (
+        "import sys, endpoint; print([name for name in ('local', 'uvicorn', 'PIL') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "deploy", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
 def test_listing_the_verbs_is_quick_and_imports_nothing_of_aws():
     code = "import sys, tasks; print([name for name in sys.modules if name.startswith('boto')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -94,6 +94,16 @@ def test_status_says_what_the_last_hour_was_like(cloud, pets):
     assert re.search("·{5,8}█·{4,5}  1 answered with 5xx", said)
 
 
+def test_a_terminal_without_such_characters_gets_others(cloud, pets):
+    pets("deploy")
+    measure(cloud, "Invocations", 1, ago=1)
+    command = [sys.executable, "deploy/endpoint.py", "status", "--project=pets"]
+    environment = os.environ | cloud.environment | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 requests in 12 x 5 minutes" in done.stdout
+
+
 def test_an_hour_that_cannot_be_read_is_not_called_quiet(cloud, pets, monkeypatch):
     pets("deploy")
     cloud.break_("cloudwatch:GetMetricData", "denied")
@@ -153,10 +163,10 @@ def test_one_project_that_may_not_be_seen_hides_no_other(cloud, pets, tmp_path):
     assert re.search("cats in eu-west-1.*pets in eu-west-1", said, re.DOTALL)
     cloud.break_("sagemaker:DescribeEndpoint", "denied", times=1)  # the first of them
     said = pets("status", "--all", code=3)
-    assert "cats in eu-west-1: your AWS identity may not sagemaker:DescribeEndpoint" in said
+    assert "error: cats: your AWS identity may not sagemaker:DescribeEndpoint" in said
     assert re.search("pets in eu-west-1.*InService", said, re.DOTALL)
     cloud.break_("sagemaker:DescribeEndpoint", "denied", times=1)
-    cats, dogs = json.loads(pets("status", "--all", "--json", code=3))
+    cats, dogs = json.loads(pets("status", "--all", "--json", code=3).partition("error: ")[0])
     assert "may not sagemaker:DescribeEndpoint" in cats["error"]
     assert (dogs["project"], dogs["status"]) == ("pets", "InService")
 
@@ -260,7 +270,7 @@ def test_following_prints_each_new_line_once_until_ctrl_c(cloud, pets, tmp_path)
         assert "second" in process.stdout.readline()
         process.send_signal(2)
         rest, said = process.communicate(timeout=30)
-    assert (process.returncode, rest, said) == (0, "", "the log of pets in eu-west-1, in UTC\n")
+    assert (process.returncode, rest, said) == (0, "", "the log of pets in eu-west-1; times are UTC\n")
 
 
 def test_following_waits_for_the_first_line_and_over_what_passes(cloud, pets):
@@ -268,7 +278,7 @@ def test_following_waits_for_the_first_line_and_over_what_passes(cloud, pets):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = os.environ | cloud.environment | {"AWS_MAX_ATTEMPTS": "1"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
-        assert "in UTC" in process.stderr.readline()
+        assert "times are UTC" in process.stderr.readline()
         assert "waiting for pets to write something" in process.stderr.readline()
         cloud.break_("logs:FilterLogEvents", "throttle", times=1)
         note = process.stderr.readline()
