@@ -5,6 +5,7 @@ A few of the cases run always; FAULTS=all in the environment runs them all, and 
 
 import itertools
 import os
+import re
 from contextlib import contextmanager
 
 import cloud as aws
@@ -114,7 +115,7 @@ def test_what_breaks_is_overcome_or_a_sentence_and_leaves_nothing(pets, tried, n
     if times == 1:
         assert code == COMMANDS[name].code, said
     elif code == 3:
-        assert said.count("error: ") == 1 or name == "destroy", said
+        assert len(re.findall('error"?: ', said)) == 1 or name == "destroy", said
     else:
         assert code == COMMANDS[name].code, said
         assert (
@@ -140,7 +141,7 @@ def test_ctrl_c_at_any_moment(monkeypatch, tmp_path, capsys, tried, name):
             if not pets.cloud.broken:
                 break
             tried |= {(name, *pair, moment) for pair in pets.cloud.broken}
-            assert (code, "stopped" in said) == (130, True), said
+            assert (code, "stopped" in said or name == "logs") == (130, True), said
             if moment % 2 == 0:  # as often repeated as given up
                 code, said = run(pets, name)
                 assert code == COMMANDS[name].code, said
