@@ -2,11 +2,14 @@
 
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
 
+import context
 from aws import Aws, Stop
 
 TABLE = json.loads(Path(__file__).with_name("images.json").read_text())
+LARGEST = 10e9  # bytes of an image that serverless takes
 
 
 def is_gpu(instance: str) -> bool:
@@ -14,9 +17,47 @@ def is_gpu(instance: str) -> bool:
     return bool(re.match(r"ml\.[gp]\d", instance))
 
 
-def image(aws: Aws, stack: str, instance: str) -> str:
-    """The image's address: AWS's Ray container for `ray`, else `stack` itself. Raises Stop."""
-    return ray_image(aws, instance) if stack == "ray" else own_image(aws, stack)
+def image(aws: Aws, settings: Namespace) -> str:
+    """The image's address: AWS's Ray container, that of `invoke image`, or `stack` itself. Raises Stop."""
+    if settings.stack == "slim":
+        return slim_image(aws, settings.build, settings.kind, settings.instance)
+    if settings.stack == "ray":
+        return ray_image(aws, "" if settings.kind == "serverless" else settings.instance)
+    return own_image(aws, settings.stack)
+
+
+def slim_image(aws: Aws, build: Path, kind: str, instance: str) -> str:
+    """The image that `invoke image` wrote down, by its digest: what was scanned is what runs.
+
+    Raises Stop unless it is of serve/ as it is now, for the instance's processor, and in this Region.
+    """
+    architecture, written = slim_architecture(kind, instance), build / "image.json"
+    try:
+        facts = json.loads(written.read_text())
+        uri, place, made = facts["uri"], (facts["region"], facts["account"]), facts["tag"]
+        wanted, size = context.tag(architecture, facts["base"]), facts["bytes"]
+    except (OSError, ValueError, KeyError):
+        raise Stop(2, f"{written} does not say which image to run: run `invoke image`") from None
+    if place != (aws.region, aws.account):
+        there, here = f"{place[0]} of account {place[1]}", f"{aws.region} of {aws.account}"
+        raise Stop(2, f"the image is in {there}, and you are in {here}: run `invoke image`")
+    if made != wanted:
+        option = "" if made.endswith(architecture) else f" --instance {instance}"
+        raise Stop(2, f"the image {made} is not {wanted}, which is needed: run `invoke image{option}`")
+    if kind == "serverless" and size > LARGEST:
+        raise Stop(2, f"serverless takes images of at most 10 GB, and this has {size / 1e9:.1f}")
+    return uri
+
+
+def slim_architecture(kind: str, instance: str) -> str:
+    """amd64 or arm64. Raises Stop where the slim image would be of no use."""
+    if kind == "serverless":
+        return "amd64"
+    if is_gpu(instance) or re.match(r"ml\.(inf|trn)\d", instance):
+        raise Stop(
+            2, f"the slim image computes on processors, not on {instance}'s accelerator: use stack ray"
+        )
+    return context.architecture(instance)
 
 
 def ray_image(aws: Aws, instance: str) -> str:
@@ -35,7 +76,9 @@ def own_image(aws: Aws, uri: str) -> str:
     if uri.startswith("public.ecr.aws/"):
         raise Stop(2, f"SageMaker does not take images from public ECR: copy {uri} to a private repository")
     if not re.match(r"\d{12}\.dkr\.ecr\.", uri):
-        raise Stop(2, f"`stack` is ray, or a private ECR image (ACCOUNT.dkr.ecr.REGION...), not {uri!r}")
+        raise Stop(
+            2, f"`stack` is ray, slim, or a private ECR image (ACCOUNT.dkr.ecr.REGION...), not {uri!r}"
+        )
     if not uri.startswith(registry(aws, uri[:12]) + "/"):
         raise Stop(2, f"the image must be in the endpoint's Region, {aws.region}, not {uri}")
     return uri

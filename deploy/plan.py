@@ -78,14 +78,13 @@ def check_instance(aws: Aws, instance: str, shape: str = "ProductionVariantInsta
 
 def model_request(aws: Aws, project: str, archive: Archive, role: str, settings: Namespace) -> dict:
     """CreateModel: an image, an archive, an environment, a role, and the network that it may see."""
-    isolated = {"SERVE_URLS": "off"} if settings.isolation else {}  # nothing can be fetched from there
+    closed = {} if settings.urls else {"SERVE_URLS": "off"}
     ray = {"RAYSERVE_BACKEND_TIMEOUT": "55"} if settings.stack == "ray" else {}  # SageMaker gives up at 60 s
-    instance = "" if settings.kind == "serverless" else settings.instance
     request = {
         "PrimaryContainer": {
-            "Image": image(aws, settings.stack, instance),
+            "Image": image(aws, settings),
             "ModelDataUrl": archive.url,
-            "Environment": ray | isolated | settings.environment,
+            "Environment": ray | closed | settings.environment,
         },
         "ExecutionRoleArn": role,
         "EnableNetworkIsolation": settings.isolation,

@@ -1,8 +1,9 @@
 """Permissions: `python deploy/role.py --project pets` prints the roles and policies that this project needs.
 
-`--create` makes the execution role, which SageMaker takes on to read the archive and write logs, and the
-role with which the scheduler ends an endpoint; again is the same. The deployer's policy is for you: an
-administrator attaches it to whoever deploys.
+`--create` makes the execution role, which SageMaker takes on to read the archive and write logs, the role
+with which the scheduler ends an endpoint, and the one with which CodeBuild makes an image; again is the same.
+The deployer's policy is for you: an administrator attaches it to whoever deploys. It lets nobody make or
+change a role, for who may do that, and hand a role to a service, may do anything.
 """
 
 import argparse
@@ -13,11 +14,22 @@ from pathlib import Path
 from string import Template
 
 from aws import Aws, AwsError, Failure, Stop, as_stop, connect, guarded, is_denied, unless_missing
-from names import PROJECT, alarm_prefix, check_project, role_name, tag_list, ttl_name
+from names import (
+    PROJECT,
+    alarm_prefix,
+    build_log_group,
+    build_role_name,
+    check_project,
+    image_name,
+    role_name,
+    tag_list,
+    ttl_name,
+)
 
 POLICIES = Path(__file__).with_name("policies")
 METADATA = Path("/opt/ml/metadata/resource-metadata.json")  # in SageMaker Studio and notebooks
 INLINE = "fastai-sagemaker"
+ROLES = {"execution_role": role_name, "ttl_role": ttl_name, "build_role": build_role_name}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The roles and policies of a project.")
     parser.add_argument("--project", required=True)
     parser.add_argument("--bucket", help="default: SageMaker's own")
-    parser.add_argument("--create", action="store_true", help="make both roles, or bring them up to date")
-    parser.add_argument("--remove", action="store_true", help="delete both roles")
+    parser.add_argument("--create", action="store_true", help="make the roles, or bring them up to date")
+    parser.add_argument("--remove", action="store_true", help="delete the roles")
     args = parser.parse_args(argv)
     return guarded(lambda: run(args))
 
@@ -36,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
     project = check_project(args.project)
     aws = somewhere() if not (args.create or args.remove) else connect()
     documents = policies(aws, project, args.bucket)
+    names = {key: name(project) for key, name in ROLES.items()}
     if args.remove:
-        for name in (role_name(project), ttl_name(project)):
+        for name in names.values():
             print(f"{name}: {'removed' if remove(aws, project, name) else 'there is no such role'}")
     elif args.create:
-        trusts = {role_name(project): "sagemaker", ttl_name(project): "scheduler"}
-        for name, key in zip(trusts, ("execution_role", "ttl_role"), strict=True):
+        for key, name in names.items():
             print(f"{name}: {create(aws, project, name, documents[key])}")
     else:
         print(json.dumps(documents, indent=2))
@@ -59,7 +71,7 @@ def somewhere() -> Aws:
 
 
 def policies(aws: Aws, project: str, bucket: str | None) -> dict:
-    """The policies of deploy/policies/, filled in: execution_role, ttl_role and deployer."""
+    """The policies of deploy/policies/, filled in: execution_role, ttl_role, build_role and deployer."""
     role = f"arn:{aws.partition}:iam::{aws.account}:role/"
     values = {
         "partition": aws.partition,
@@ -70,6 +82,9 @@ def policies(aws: Aws, project: str, bucket: str | None) -> dict:
         "role": role + role_name(project),
         "ttl_role": role + ttl_name(project),
         "ttl_name": ttl_name(project),
+        "build_role": role + build_role_name(project),
+        "build_log_group": build_log_group(project),
+        "image": image_name(project),
         "alarms": alarm_prefix(project),
     }
 
@@ -82,6 +97,7 @@ def policies(aws: Aws, project: str, bucket: str | None) -> dict:
     return {
         "execution_role": {"trust": trust("sagemaker"), "policy": fill("execution")},
         "ttl_role": {"trust": trust("scheduler"), "policy": fill("ttl")},
+        "build_role": {"trust": trust("codebuild"), "policy": fill("build")},
         "deployer": {"policy": fill("deployer")},
     }
 

@@ -4,6 +4,7 @@ import argparse
 import re
 import shlex
 
+import context
 from aws import Stop
 from images import is_gpu
 from names import OWNER
@@ -24,7 +25,11 @@ NO_INSTANCE = (  # what a serverless endpoint cannot have
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of what runs, which an endpoint and a batch transform share."""
     add = parser.add_argument
-    add("--stack", default="ray", help="ray: AWS's Ray container; or the URI of an image of your own in ECR")
+    add(
+        "--stack",
+        default="ray",
+        help="ray: AWS's container; slim: `invoke image`'s; or an image's URI in ECR",
+    )
     add("--instance", default="ml.c7i.large", help="type; not for serverless (%(default)s)")
     add("--count", type=whole, default=1, help="instances; 2 stand in two availability zones (%(default)s)")
     add("--role", help="execution role, name or ARN; default: the notebook's own, or `invoke role --create`")
@@ -33,7 +38,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kms-key", help="encrypts the instances' volume and what is written to S3")
     add("--subnets", type=several, default=[], help="VPC: 'subnet-1,subnet-2'")
     add("--security-groups", type=several, default=[], help="VPC: 'sg-1'")
-    add("--isolation", type=switch, default=False, help="no network for the container: on, off")
+    add("--isolation", type=switch, help="no network for the container: on (default for slim), off")
 
 
 def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,12 +80,24 @@ def check_model(args: argparse.Namespace) -> None:
     if bool(args.subnets) != bool(args.security_groups):
         raise Stop(2, "a VPC needs both: give `subnets` and `security_groups`, or neither")
     check_pairs(args.environment, args.tags)
+    decide_isolation(args)
+
+
+def decide_isolation(args: argparse.Namespace) -> None:
+    """Where nothing is said, the slim image has no network.
+
+    `urls` says whether it may fetch the addresses in requests: on serverless, which AWS does not isolate,
+    that is all that is closed.
+    """
+    closed = args.stack == "slim" if args.isolation is None else args.isolation
+    args.urls = not closed
+    args.isolation = closed and (args.isolation is True or getattr(args, "kind", "") != "serverless")
 
 
 def check_serverless(args: argparse.Namespace) -> None:
     """AWS's limits: 1 to 6 GB, 200 at a time, and nothing that belongs to an instance."""
     given = [name for name in NO_INSTANCE if getattr(args, name)] + ["capture"] * (args.capture != "off")
-    if is_gpu(args.instance):
+    if is_gpu(args.instance) or context.architecture(args.instance) == "arm64":
         given.append("instance")
     if given:
         raise Stop(

@@ -3,12 +3,13 @@
 import json
 import re
 
+import boto3
 import cloud as aws
 import pytest
 from test_house import ROOT
 
 import role
-from aws import Stop, connect
+from aws import Aws, Stop, connect
 
 EXECUTION, TTL = "fastai-sagemaker-pets", "fastai-sagemaker-pets-ttl"
 
@@ -27,7 +28,7 @@ def test_the_policies_are_printed_filled_in_and_nothing_is_made(cloud, capsys):
     run()
     printed = capsys.readouterr().out
     documents = json.loads(printed)
-    assert set(documents) == {"execution_role", "ttl_role", "deployer"}
+    assert set(documents) == {"execution_role", "ttl_role", "build_role", "deployer"}
     assert "$" not in printed
     assert f"sagemaker-{aws.REGION}-123456789012/pets/*" in printed
     assert cloud.client("iam").list_roles()["Roles"] == []
@@ -51,13 +52,21 @@ def test_no_policy_allows_everything(file):
             assert statement["Sid"] in known
 
 
+@pytest.mark.parametrize("region", ["eu-west-1", "ap-northeast-1", "us-gov-west-1", "cn-northwest-1"])
+def test_every_policy_is_short_enough_for_a_managed_one(region):
+    partition = boto3.Session().get_partition_for_region(region)
+    account = Aws(None, region, partition, "123456789012", "")
+    documents = role.policies(account, "p" * 40, None)
+    assert max(len(json.dumps(one["policy"], separators=(",", ":"))) for one in documents.values()) <= 6144
+
+
 def test_the_role_is_made_and_again_is_the_same(cloud, capsys):
     iam = cloud.client("iam")
     run("--create")
     first = iam.get_role(RoleName=EXECUTION)["Role"]
     run("--create")
     assert iam.get_role(RoleName=EXECUTION)["Role"]["CreateDate"] == first["CreateDate"]
-    assert len(iam.list_roles()["Roles"]) == 2
+    assert len(iam.list_roles()["Roles"]) == 3
     policy = iam.get_role_policy(RoleName=TTL, PolicyName="fastai-sagemaker")["PolicyDocument"]
     assert policy["Statement"][0]["Action"] == "sagemaker:DeleteEndpoint"
     assert policy["Statement"][0]["Resource"].endswith(":endpoint/pets")
@@ -79,7 +88,7 @@ def test_what_is_interrupted_is_finished_by_the_next(cloud, call, capsys):
     cloud.break_(f"iam:{call}", "interrupt", times=1)
     run("--create", code=130)
     run("--create")
-    assert len(cloud.client("iam").list_roles()["Roles"]) == 2
+    assert len(cloud.client("iam").list_roles()["Roles"]) == 3
 
 
 def test_roles_are_removed_and_again_is_the_same(cloud, capsys):

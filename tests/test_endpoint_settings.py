@@ -113,7 +113,7 @@ def test_an_image_of_ones_own(account):
             "needs `ami`",
         ),
         (["--stack", "public.ecr.aws/x/y:1"], "copy public.ecr.aws/x/y:1 to a private repository"),
-        (["--stack", "plain"], "`stack` is ray, or a private ECR image"),
+        (["--stack", "plain"], "`stack` is ray, slim, or a private ECR image"),
         (["--stack", "123456789012.dkr.ecr.us-east-1.amazonaws.com/x"], "must be in the endpoint's Region"),
         (["--kind", "serverless", "--isolation", "on"], "serverless endpoint cannot have isolation"),
         (["--kind", "serverless", "--subnets", "a", "--security-groups", "b"], "cannot have subnets"),
