@@ -191,12 +191,34 @@ def endpoint(c: Context, verb: str, *arguments: str, **options: object) -> list[
     return [python, script, verb, *rest]
 
 
+def image_words(c: Context, *arguments: str, **options: object) -> list[str]:
+    """The command that makes the image of `stack: slim`, unless it is there."""
+    places = {"project": name(c), "build": build(c), **c.config["upload"]}
+    return words("deploy/image.py", *arguments, **places, **options)
+
+
+@task(
+    auto_shortflags=False,
+    help={"delete": "remove the images and all that made them", "yes": "without asking"},
+)
+@flags("image")
+def image(c: Context, flags: ChainMap, delete: bool = False, yes: bool = False) -> None:
+    """Build the slim image, push it to ECR, say what a scan finds (flags: deploy/image.py --help)."""
+    deployed = c.config["deploy"]
+    given = [*(["--delete"] if delete else []), *(["--yes"] if yes else [])]
+    instance = flags["instance"] or deployed["instance"]
+    say(c, image_words(c, *given, kind=deployed["kind"], **flags | {"instance": instance}))
+
+
 @task(auto_shortflags=False, help={"rollback": "go back to what was served before"})
 @flags("deploy")
 def deploy(c: Context, flags: ChainMap, rollback: bool = False) -> None:
     """Make the endpoint on SageMaker, or change it (flags: deploy/endpoint.py deploy --help)."""
     if not rollback:
         say(c, upload(c))
+        if flags["stack"] == "slim":
+            runs = {key: flags[key] for key in ("kind", "instance")}
+            say(c, image_words(c, **dict(c.config["image"]) | runs))
     say(c, endpoint(c, "deploy", *(["--rollback"] if rollback else []), **flags))
 
 
@@ -270,6 +292,6 @@ def cost(
 
 
 ns = Collection(train, package, local, test_local, predict, bench)
-for life in (role, deploy, status, logs, transform, destroy, cost):
+for life in (role, image, deploy, status, logs, transform, destroy, cost):
     ns.add_task(life)
 ns.configure(DEFAULTS)

@@ -148,6 +148,7 @@ def test_an_address_given_for_one_run_beats_an_endpoint_in_the_configuration():
         ("predict", "client/cli.py", {"expect", "json", "no_thumbnails"}),
         ("bench", "bench/endpoint.py", {"out", "json", "yes"}),
         ("cost", "cost/estimate.py", COST_BY_TASKS),
+        ("image", "deploy/image.py", {"project", "build", "kind", "bucket", "base", "delete", "yes"}),
         ("deploy", "deploy/endpoint.py deploy", {"project", "build", "rollback"}),
         ("transform", "deploy/endpoint.py transform", {"project", "build", *MODEL}),
     ],
@@ -254,7 +255,9 @@ def test_no_section_has_a_name_that_invoke_needs_itself():
 
 def test_invoke_lists_a_line_for_every_verb():
     listed = re.findall(r"^  ([a-z-]+)  +\w", invoke("--list").stdout, re.MULTILINE)
-    verbs = "bench cost deploy destroy local logs package predict role status test-local train transform"
+    verbs = (
+        "bench cost deploy destroy image local logs package predict role status test-local train transform"
+    )
     assert listed == verbs.split()
 
 
