@@ -155,7 +155,7 @@ def local(c: Context, flags: ChainMap, docker: bool = False) -> None:
 
 @task(auto_shortflags=False, help={"docker": DOCKER})
 @flags("local")
-def test_local(c: Context, flags: ChainMap, docker: bool = False) -> None:
+def test_local(c: Context, flags: ChainMap, docker: bool = False) -> None:  # noqa: PT028 - no test of pytest's
     """Serve the packaged model, ask it training's validation pictures, and say whether it passed."""
     ask = words("client/cli.py", endpoint=c.config["project"], expect=build(c, "train/validation.json"))
     port = flags.maps[0].get("port", 0)  # the configured one may be serving already
@@ -245,7 +245,8 @@ def transform(c: Context, flags: ChainMap, source: str, to: str) -> None:
 @task(help={"yes": "do not ask", "data": "what is in S3, and the logs, as well"})
 def destroy(c: Context, yes: bool = False, data: bool = False) -> None:
     """Remove everything of the project from SageMaker."""
-    say(c, endpoint(c, "destroy", *(["--yes"] if yes else []), *(["--data"] if data else [])))
+    given = [*(["--yes"] if yes else []), *(["--data"] if data else [])]
+    say(c, endpoint(c, "destroy", *given, **c.config["upload"]))
 
 
 @task(help={"create": "make the roles, or bring them up to date", "remove": "delete them"})

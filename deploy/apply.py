@@ -1,8 +1,7 @@
 """From the plan to the endpoint: each part is made once, and what fails is undone."""
 
-import time
 from argparse import Namespace
-from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,24 +10,14 @@ from botocore.exceptions import ClientError
 import destroy
 import scaling
 import ttl
-from aws import (
-    Aws,
-    Failure,
-    Stop,
-    as_stop,
-    code_of,
-    is_missing,
-    is_there_already,
-    unless_denied,
-    unless_missing,
-)
+from aws import Aws, Failure, Stop, as_stop, code_of, unless_denied, unless_missing
 from diagnose import explain
 from names import LIVE, PREVIOUS, PROJECT, log_group, tag_list
+from patience import patiently
 from plan import Plan
 from state import State, describe_config, look, tags_of, variant_of
-from watch import settled
+from watch import LIMIT, UnfinishedError, settled
 
-CONSISTENT = (1, 2, 4, 8, 15)  # seconds between tries, while AWS learns of what was just made
 USUALLY = "4 to 10 minutes"
 
 
@@ -38,21 +27,22 @@ def rest(aws: Aws, project: str) -> State:
     if state.endpoint is not None:
         settled(aws, project)
         state = look(aws, project)
+    if state.endpoint is None:
+        return state
     if state.status == "Failed":
-        print(f"{project}: an endpoint that failed to start is removed first", flush=True)
+        reason, since = state.endpoint.get("FailureReason", ""), state.endpoint["CreationTime"]
+        print(f"{project} had failed to start: {explain(aws, log_group(project), reason, since)}")
+        print(f"{project}: that endpoint is removed first", flush=True)
         destroy.remove_endpoint(aws, project)
         return State(None, {})
-    return state
+    return replace(state, scaling=unless_denied(scaling.remember, aws, project) or [])
 
 
 def make(aws: Aws, plan: Plan, before: State, schedule_role: str | None) -> None:
     """Everything that the plan wants and AWS lacks. Raises Stop when the endpoint fails."""
     settings, project, start = plan.settings, plan.project, datetime.now(UTC)
-    if schedule_role:  # first, so that not even an interrupted deployment costs for ever
-        end = ttl.arrange(aws, project, schedule_role, settings.ttl)
-        print(f"{project}: will be deleted at {end:%Y-%m-%d %H:%M} UTC")
-    elif settings.ttl == 0 and ttl.cancel(aws, project):
-        print(f"{project}: will not be deleted by itself any more")
+    # First, so that not even an interrupted deployment costs for ever.
+    arrange_end(aws, project, before, settings.ttl, schedule_role)
     ensure(aws, plan, "model", plan.model)
     ensure(aws, plan, "endpoint_config", plan.config)
     if before.endpoint is None:
@@ -61,7 +51,18 @@ def make(aws: Aws, plan: Plan, before: State, schedule_role: str | None) -> None
         patiently(call, EndpointName=project, EndpointConfigName=plan.name, Tags=tags)
     elif before.config != plan.name:
         update(aws, project, plan.config, before, settings)
-    arrived(aws, project, plan.name, start)
+    arrived(aws, project, plan.name, start, settings)
+
+
+def arrange_end(aws: Aws, project: str, before: State, seconds: int | None, role: str | None) -> None:
+    """The end that the settings want: in so many seconds, never (0), or as it was (None)."""
+    if role:
+        end = ttl.arrange(aws, project, role, seconds)
+        print(f"{project}: will be deleted at {end:%Y-%m-%d %H:%M} UTC")
+    elif seconds == 0 and ttl.cancel(aws, project):
+        print(f"{project}: will not be deleted by itself any more")
+    elif before.endpoint is None and unless_denied(ttl.cancel, aws, project):
+        print(f"{project}: the end that was arranged for an endpoint before this one is taken back")
 
 
 def ensure(aws: Aws, plan: Plan, kind: str, request: dict) -> None:
@@ -77,33 +78,25 @@ def ensure(aws: Aws, plan: Plan, kind: str, request: dict) -> None:
         raise Stop(2, f"{name} was not made by this tool: delete it, or give your project another name")
 
 
-def patiently(call: Callable, **request: Any) -> None:
-    """A call about what was just made, of which AWS may not know yet; made already is as well."""
-    for wait in (*CONSISTENT, None):
-        try:
-            call(**request)
-            return
-        except ClientError as error:
-            if is_there_already(error):
-                return
-            not_yet = is_missing(error) or "assume" in str(error)  # a role needs seconds to be known
-            if wait is None or code_of(error) != "ValidationException" or not not_yet:
-                raise
-            time.sleep(wait)
-
-
 def update(aws: Aws, project: str, config: dict, before: State, settings: Namespace) -> None:
     """Move the endpoint to another configuration, while the old instances go on answering."""
-    old = describe_config(aws, before.config)
-    scaled = unless_denied(scaling.target, aws, project)
+    old = describe_config(aws, before.config) or {}
     new_type = variant_of(config).get("InstanceType")
-    if scaled and not (settings.max and old and variant_of(old).get("InstanceType") == new_type):
+    same_type = bool(old) and variant_of(old).get("InstanceType") == new_type
+    scaled = bool(before.scaling)
+    if scaled and not (settings.max and same_type):
         scaling.cancel(aws, project)  # AWS does not change the type of instances that are being scaled
-        scaled = None
-    request: dict[str, Any] = {"RetainAllVariantProperties": bool(scaled)}  # as many as the load needs now
+        scaled = False
+    # As many instances as the load needs now; but what is captured would be retained as well.
+    captures = [one.get("DataCaptureConfig") or None for one in (old, config)]
+    retain = scaled and captures[0] == captures[1]
+    request: dict[str, Any] = {"RetainAllVariantProperties": retain}
     if settings.guard:
         alarms = scaling.guard(aws, project, settings.latency)
-        request["DeploymentConfig"] = scaling.rollout(settings, alarms)
+        count = variant_of(config).get("InitialInstanceCount", 1)
+        if retain:
+            count = before.endpoint["ProductionVariants"][0].get("DesiredInstanceCount", 1)
+        request["DeploymentConfig"] = scaling.rollout(settings, alarms, count)
     move(aws, project, config["EndpointConfigName"], **request)
 
 
@@ -118,9 +111,11 @@ def move(aws: Aws, project: str, config: str, **request: Any) -> None:
             raise
 
 
-def arrived(aws: Aws, project: str, config: str, start: datetime) -> None:
+def arrived(aws: Aws, project: str, config: str, start: datetime, settings: Namespace | None = None) -> None:
     """Wait until the endpoint serves a configuration. Raises Stop, with the log since `start`, if not."""
-    found = settled(aws, project, config, USUALLY)
+    guarded = settings is not None and settings.guard
+    limit = scaling.longest(settings) + LIMIT if guarded else LIMIT
+    found = settled(aws, project, config, USUALLY, limit)
     if found is None:
         raise Stop(1, f"the endpoint {project} went away while it was made")
     reason = found.get("FailureReason", "")
@@ -156,20 +151,22 @@ def arrange_scaling(aws: Aws, project: str, settings: Namespace) -> None:
 # --- when it fails
 
 
-def undone(aws: Aws, project: str, config: str, model: str, error: Exception) -> Stop:
+def undone(aws: Aws, before: State, project: str, config: str, model: str, error: Exception) -> Stop:
     """Undo what was begun for a configuration and its model; the error, with what became of the endpoint."""
     stop = as_stop(error)
+    if isinstance(stop, UnfinishedError):
+        return stop
     print(f"{project}: failed, and is undone now", flush=True)
     try:
-        said = undo(aws, project, config, model)
+        said = undo(aws, before, project, config, model)
     except Failure as again:
         reason = as_stop(again)
-        said = f"not everything could be undone ({reason}): `invoke destroy` removes what is left"
+        said = f"not everything could be undone ({reason}): see `invoke status`; `invoke destroy` removes all"
     return Stop(stop.code, f"{stop}\n{said}")
 
 
-def undo(aws: Aws, project: str, config: str, model: str) -> str:
-    """Back to what was live, or to nothing; returns what was done."""
+def undo(aws: Aws, before: State, project: str, config: str, model: str) -> str:
+    """Back to what was live `before`, or to nothing; returns what was done."""
     state = look(aws, project)
     if state.endpoint is not None:
         settled(aws, project)
@@ -182,9 +179,13 @@ def undo(aws: Aws, project: str, config: str, model: str) -> str:
         return "nothing is left of it, and nothing costs"
     if state.live == config:
         return f"{project} was left as it is"
+    scaled = unless_denied(scaling.target, aws, project)
     if state.config != state.live:
-        move(aws, project, state.live)
-        settled(aws, project, state.live, USUALLY)
+        start = datetime.now(UTC)
+        move(aws, project, state.live, RetainAllVariantProperties=bool(scaled))
+        arrived(aws, project, state.live, start)
+    if before.scaling and not scaled:  # it was cancelled for the update
+        scaling.restore(aws, before.scaling)
     if config != state.previous:
         destroy.remove_parts(aws, project, config, model)
     return f"{project} serves what it served before"

@@ -1,23 +1,27 @@
 """The end of an endpoint: everything of a project on AWS, found by names and tags, shown, and removed."""
 
+import contextlib
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from botocore.exceptions import ClientError
 
+import codebuild
+import registry
 import scaling
 import ttl
 from aws import Aws, AwsError, Failure, Stop, as_stop, pages, unless_denied, unless_missing
-from names import log_group, scaled
+from names import build_log_group, image_name, log_group, scaled
 from state import configs, describe_config, look, models, variant_of
 from watch import MOVING, settled
 
 RUNNING = ("InProgress", "Stopping")
-DATA = r"[0-9a-f]{12}/model\.tar\.gz|(async|capture)/.*"  # what this project writes into a bucket it shares
+DATA = r"[0-9a-f]{12}/model\.tar\.gz|(async|capture|image)/.*"  # this project's, in a bucket it may share
 
 
 @dataclass(frozen=True)
@@ -29,55 +33,79 @@ class Item:
     remove: Callable[[], object]
 
 
-def destroy(aws: Aws, project: str, build: Path, yes: bool, data: bool) -> int:
-    """Show what there is, ask, remove it; the exit code. Raises Stop when nobody can be asked."""
+def destroy(aws: Aws, project: str, bucket: str | None, yes: bool, data: bool) -> int:
+    """Show what there is, ask, remove it; the exit code. Raises Stop when nobody can be asked.
+
+    `bucket` is where the project's data is, besides the buckets that its models name.
+    """
     look(aws, project)  # stops if the endpoint is somebody else's
-    found, wrong = inventory(aws, project, build, data)
+    found, wrong = inventory(aws, project, bucket, data)
     if not found and not wrong:
         print(f"nothing of {project} is on AWS in {aws.region}" + ("" if data else " (data in S3 apart)"))
         return 0
-    for item in found:
-        print(f"  {item.kind:14} {item.name}")
-    if found and not yes:
-        confirm(project)
-    for item in found:
-        try:
-            item.remove()
-            print(f"removed {item.kind} {item.name}", flush=True)
-        except Failure as error:
-            stop = as_stop(error)
-            wrong.append(f"{item.kind} {item.name} could not be removed: {stop}")
+    wrong += remove_all(project, found, yes)
     if not data:
-        print("what is in S3, and the logs, stay: --data removes them too")
+        print("what is in S3 and ECR, and the logs, stay: --data removes them too")
     for sentence in wrong:
         print(f"error: {sentence}", file=sys.stderr)
     return 3 if wrong else 0
 
 
+def remove_all(project: str, found: list[Item], yes: bool) -> list[str]:
+    """Show it, ask, remove it; a sentence on each thing that stays. Raises Stop when nobody can be asked."""
+    for item in found:
+        print(f"  {item.kind:14} {item.name}")
+    if found and not yes:
+        confirm(project)
+    wrong = []
+    for item in found:
+        try:
+            item.remove()
+            print(f"removed {item.kind} {item.name}", flush=True)
+        except Failure as error:
+            wrong.append(f"{item.kind} {item.name} could not be removed: {as_stop(error)}")
+            if item.kind == "endpoint":  # which needs its configuration, and the end that was arranged for it
+                wrong.append("what belongs to the endpoint stays as long as it does: repeat the command")
+                break
+    return wrong
+
+
 def confirm(project: str) -> None:
     """Ask on the terminal. Raises Stop unless the answer is yes."""
     if not sys.stdin.isatty():
-        raise Stop(2, "nobody is here to ask: `invoke destroy --yes` removes this without")
+        raise Stop(2, "nobody is here to ask: the same command with --yes removes this without")
     if input(f"remove all this of {project}? [y/N] ").strip().lower() not in ("y", "yes"):
         raise Stop(1, "nothing was removed")
 
 
-def inventory(aws: Aws, project: str, build: Path, data: bool) -> tuple[list[Item], list[str]]:
+def inventory(aws: Aws, project: str, bucket: str | None, data: bool) -> tuple[list[Item], list[str]]:
     """Everything of the project in the order in which it can be removed, and what could not be looked at."""
     found: list[Item] = []
     wrong: list[str] = []
-    finders = [find_schedule, find_scaling, find_jobs, find_endpoint, find_configs, find_models, find_alarms]
-    for finder in finders:
-        try:
-            found += finder(aws, project)
-        except AwsError as error:
-            wrong.append(f"{finder.__name__.removeprefix('find_')} could not be looked for: {as_stop(error)}")
+    finders = [find_jobs, find_endpoint, find_schedule, find_scaling, find_configs, find_models, find_alarms]
+    looks = [(one.__name__.removeprefix("find_"), partial(one, aws, project)) for one in finders]
     if data:
+        places = sorted(buckets(aws, project, bucket))
+        looks += [(f"data in {one}", partial(find_data, aws, project, one)) for one in places]
+        looks += [("logs", partial(find_logs, aws, log_group(project)))]
+        looks += [("images", partial(find_image, aws, project))]
+    for what, look_for in looks:
         try:
-            found += [*find_data(aws, project, build), *find_logs(aws, project)]
-        except AwsError as error:
-            wrong.append(f"data could not be looked for: {as_stop(error)}")
+            found += look_for()
+        except Failure as error:
+            wrong.append(f"{what} could not be looked for: {as_stop(error)}")
     return found, wrong
+
+
+def buckets(aws: Aws, project: str, bucket: str | None) -> set[str]:
+    """Where the project's data may be: as `bucket` and its models say, else SageMaker's own bucket."""
+    known = {bucket} if bucket else set()
+    with contextlib.suppress(AwsError):  # which find_models will tell
+        for model in models(aws, project):
+            found = unless_missing(aws("sagemaker").describe_model, ModelName=model["ModelName"]) or {}
+            address = found.get("PrimaryContainer", {}).get("ModelDataUrl", "")
+            known |= set(re.findall("^s3://([^/]+)/", address))
+    return known or {f"sagemaker-{aws.region}-{aws.account}"}
 
 
 def find_schedule(aws: Aws, project: str) -> Iterator[Item]:
@@ -125,24 +153,32 @@ def find_alarms(aws: Aws, project: str) -> Iterator[Item]:
         yield Item("alarm", name, lambda name=name: scaling.remove_alarms(aws, [name]))
 
 
-def find_data(aws: Aws, project: str, build: Path) -> Iterator[Item]:
-    """What this project keeps in S3: archives, captures, asynchronous questions and answers."""
-    for bucket in sorted({f"sagemaker-{aws.region}-{aws.account}", bucket_of(build)} - {None}):
-        for begun in listed(aws, "list_multipart_uploads", ["Uploads"], bucket, project):
-            place = {"Bucket": bucket, "Key": begun["Key"], "UploadId": begun["UploadId"]}
-            name = f"s3://{bucket}/{begun['Key']} (never finished)"
-            yield Item("upload", name, lambda place=place: remove_upload(aws, place))
-        objects = listed(aws, "list_object_versions", ["Versions", "DeleteMarkers"], bucket, project)
-        if objects:
-            size = sum(one.get("Size", 0) for one in objects) / 1e6
-            name = f"s3://{bucket}/{project}/ ({len(objects)} objects, {size:.1f} MB)"
-            keys = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in objects]
-            yield Item("data", name, lambda bucket=bucket, keys=keys: remove_objects(aws, bucket, keys))
+def find_data(aws: Aws, project: str, bucket: str) -> Iterator[Item]:
+    """What this project keeps in a bucket: archives, captures, asynchronous questions and answers."""
+    for begun in listed(aws, "list_multipart_uploads", ["Uploads"], bucket, project):
+        place = {"Bucket": bucket, "Key": begun["Key"], "UploadId": begun["UploadId"]}
+        name = f"s3://{bucket}/{begun['Key']} (never finished)"
+        yield Item("upload", name, lambda place=place: remove_upload(aws, place))
+    objects = listed(aws, "list_object_versions", ["Versions", "DeleteMarkers"], bucket, project)
+    if objects:
+        size = sum(one.get("Size", 0) for one in objects) / 1e6
+        name = f"s3://{bucket}/{project}/ ({len(objects)} objects, {size:.1f} MB)"
+        keys = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in objects]
+        yield Item("data", name, lambda: remove_objects(aws, bucket, keys))
 
 
-def find_logs(aws: Aws, project: str) -> Iterator[Item]:
-    """What the endpoint's containers wrote."""
-    name = log_group(project)
+def find_image(aws: Aws, project: str) -> Iterator[Item]:
+    """What `invoke image` made: the repository, and CodeBuild's project and logs where that built it."""
+    name = image_name(project)
+    if registry.find_repository(aws, project):
+        yield Item("images", name, lambda: registry.remove_repository(aws, project))
+    if codebuild.check_project(aws, project):
+        yield Item("builder", name, lambda: codebuild.remove_project(aws, project))
+    yield from find_logs(aws, build_log_group(project))
+
+
+def find_logs(aws: Aws, name: str) -> Iterator[Item]:
+    """What was written, of one log group."""
     groups = pages(aws("logs"), "describe_log_groups", "logGroups", logGroupNamePrefix=name)
     if any(group["logGroupName"] == name for group in groups):
         yield Item("logs", name, lambda: unless_missing(aws("logs").delete_log_group, logGroupName=name))

@@ -19,7 +19,7 @@ import settings
 import status
 import transform
 import ttl
-from apply import arrange_scaling, arrived, make, mark_live, rest, undone, update
+from apply import arrange_end, arrange_scaling, arrived, make, mark_live, rest, undone, update
 from aws import Aws, Failure, Stop, connect, guarded
 from diagnose import explain
 from grey import grey_picture
@@ -70,7 +70,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     one = verb("destroy", end, "remove everything of the project")
     one.add_argument("--yes", action="store_true", help="do not ask")
-    one.add_argument("--data", action="store_true", help="the archives, answers and logs as well")
+    one.add_argument("--data", action="store_true", help="the archives, answers, images and logs as well")
+    one.add_argument("--bucket", help="where data is; default: what `invoke package` wrote down")
     transform.add_arguments(verb("transform", transform.transform, "answer every picture under an S3 prefix"))
     return parser.parse_args(argv)
 
@@ -90,7 +91,8 @@ def show_logs(aws: Aws, args: argparse.Namespace) -> int:
 
 def end(aws: Aws, args: argparse.Namespace) -> int:
     """The verb `destroy`."""
-    return destroy.destroy(aws, args.project, args.build, args.yes, args.data)
+    bucket = args.bucket or destroy.bucket_of(args.build)
+    return destroy.destroy(aws, args.project, bucket, args.yes, args.data)
 
 
 def deploy(aws: Aws, args: argparse.Namespace) -> int:
@@ -114,7 +116,7 @@ def deploy(aws: Aws, args: argparse.Namespace) -> int:
         said = pass_gate(aws, project, args.kind, archive.bucket, question)
         mark_live(aws, project, plan.name, before, plan.tags)
     except Failure as error:
-        raise undone(aws, project, plan.name, plan.model["ModelName"], error) from error
+        raise undone(aws, before, project, plan.name, plan.model["ModelName"], error) from error
     arrange_scaling(aws, project, args)
     print(f"{project} is live{'' if new else ', unchanged'}: {said}")
     print(f"ask it: invoke predict PICTURE --endpoint {project}; end it: invoke destroy")
@@ -169,6 +171,7 @@ def pass_gate(aws: Aws, project: str, kind: str, bucket: str, question: gate.Que
 def roll_back(aws: Aws, args: argparse.Namespace) -> int:
     """`deploy --rollback`: back to the configuration that was live before; twice is there and back again."""
     project = args.project
+    schedule_role = ttl.check(aws, project, args.ttl)
     before = rest(aws, project)
     config = describe_config(aws, before.previous) if before.previous else None
     if before.endpoint is None or config is None:
@@ -180,12 +183,13 @@ def roll_back(aws: Aws, args: argparse.Namespace) -> int:
     say_price(aws, config, args)
     start = datetime.now(UTC)
     try:
+        arrange_end(aws, project, before, args.ttl, schedule_role)
         update(aws, project, config, before, args)
-        arrived(aws, project, name, start)
+        arrived(aws, project, name, start, args)
         said = pass_gate(aws, project, kind_of(config), bucket, older_question(args.build, project, name))
         mark_live(aws, project, name, before, {})
     except Failure as error:
-        raise undone(aws, project, name, model, error) from error
+        raise undone(aws, before, project, name, model, error) from error
     arrange_scaling(aws, project, args)
     print(f"{project} is live with {name}: {said}")
     return 0

@@ -73,6 +73,31 @@ def load_policy(project: str, settings: Namespace) -> dict:
     return policy | {"CustomizedMetricSpecification": metric}
 
 
+def remember(aws: Aws, project: str) -> list[tuple[str, dict]]:
+    """The endpoint's autoscaling as the calls that would make it anew; none where there is none."""
+    found = target(aws, project)
+    if not found:
+        return []
+    variant = {key: found[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
+    limits = {key: found[key] for key in ("MinCapacity", "MaxCapacity")}
+    policies = pages(
+        aws("application-autoscaling"), "describe_scaling_policies", "ScalingPolicies", **variant
+    )
+    own = ("PolicyName", "PolicyType")
+    rules = ("TargetTrackingScalingPolicyConfiguration", "StepScalingPolicyConfiguration")
+    calls = [{key: one[key] for key in (*own, *rules) if key in one} for one in policies]
+    return [
+        ("register_scalable_target", variant | limits),
+        *(("put_scaling_policy", variant | call) for call in calls),
+    ]
+
+
+def restore(aws: Aws, remembered: list[tuple[str, dict]]) -> None:
+    """Scale the endpoint again as `remember` saw it."""
+    for call, request in remembered:
+        getattr(aws("application-autoscaling"), call)(**request)
+
+
 def cancel(aws: Aws, project: str) -> bool:
     """Stop scaling the endpoint, policies included; whether it was scaled."""
     answer = unless_missing(
@@ -147,17 +172,24 @@ def remove_alarms(aws: Aws, names: list[str]) -> None:
         unless_missing(aws("cloudwatch").delete_alarms, AlarmNames=[name])
 
 
-def rollout(settings: Namespace, names: list[str]) -> dict:
-    """UpdateEndpoint's DeploymentConfig: all at once on one instance, one instance first from two."""
+def rollout(settings: Namespace, names: list[str], count: int) -> dict:
+    """UpdateEndpoint's DeploymentConfig: all at once on one instance, one first where `count` run, from two.
+
+    AWS takes a canary of at most half of the instances.
+    """
     traffic: dict[str, Any] = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": settings.bake}
-    if settings.count > 1:
+    if count > 1:
         traffic |= {"Type": "CANARY", "CanarySize": {"Type": "INSTANCE_COUNT", "Value": 1}}
-    longest = settings.startup + settings.download + 2 * settings.bake + 1800
     return {
         "BlueGreenUpdatePolicy": {
             "TrafficRoutingConfiguration": traffic,
             "TerminationWaitInSeconds": 60,
-            "MaximumExecutionTimeoutInSeconds": min(longest, 28800),
+            "MaximumExecutionTimeoutInSeconds": longest(settings),
         },
         "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": name} for name in names]},
     }
+
+
+def longest(settings: Namespace) -> int:
+    """Seconds after which SageMaker gives a guarded update up; AWS takes 600 to 28800."""
+    return min(settings.startup + settings.download + 2 * settings.bake + 1800, 28800)

@@ -1,6 +1,6 @@
 """What exists: the endpoint as AWS describes it, and everything else that bears the project's tag."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aws import Aws, Stop, pages, unless_missing
 from names import LIVE, PREVIOUS, PROJECT, VARIANT, is_content_name
@@ -8,10 +8,14 @@ from names import LIVE, PREVIOUS, PROJECT, VARIANT, is_content_name
 
 @dataclass(frozen=True)
 class State:
-    """The project's endpoint; `endpoint` is DescribeEndpoint's answer, None when there is none."""
+    """The project's endpoint; `endpoint` is DescribeEndpoint's answer, None when there is none.
+
+    `scaling` is what scaling.remember saw, for whoever may have to bring it back.
+    """
 
     endpoint: dict | None
     tags: dict[str, str]
+    scaling: list = field(default_factory=list)
 
     @property
     def status(self) -> str | None:

@@ -5,12 +5,13 @@ from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
 
 import destroy
-from apply import ensure, patiently
+from apply import ensure
 from aws import Aws, AwsError, Stop, is_denied
 from diagnose import explain
 from hourly import price
 from images import TABLE, is_gpu
 from names import PROJECT, tag_list
+from patience import patiently
 from plan import Plan, check_instance, model_request, read_archive
 from role import find_role
 from settings import add_model_arguments, check_model, whole

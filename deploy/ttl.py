@@ -1,11 +1,12 @@
 """An endpoint's end, arranged beforehand: a one-time schedule at AWS deletes it, whatever happens here."""
 
-import contextlib
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from aws import Aws, Stop, unless_missing
 from names import ttl_name
+from patience import patiently
 
 SHORTEST = 15 * 60  # seconds; making an endpoint takes most of that, and meanwhile it cannot be deleted
 TRIES = {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 86400}  # while it is being updated
@@ -43,9 +44,8 @@ def arrange(aws: Aws, project: str, role: str, seconds: int) -> datetime:
         },
     }
     scheduler = aws("scheduler")
-    if unless_missing(scheduler.update_schedule, **request) is None:
-        with contextlib.suppress(scheduler.exceptions.ConflictException):  # a request that was repeated
-            scheduler.create_schedule(**request)
+    if unless_missing(partial(patiently, scheduler.update_schedule), **request) is None:
+        patiently(scheduler.create_schedule, **request)
     return end
 
 

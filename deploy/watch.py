@@ -27,10 +27,17 @@ STEPS = {
 }
 
 
-def settled(aws: Aws, project: str, expected: str | None = None, usually: str = "") -> dict | None:
+class UnfinishedError(Stop):
+    """AWS is still at work, and the same command will wait on."""
+
+
+def settled(
+    aws: Aws, project: str, expected: str | None = None, usually: str = "", limit: float = LIMIT
+) -> dict | None:
     """Wait until the endpoint has done what it is doing: its last description, None when it is gone.
 
-    `expected` is the configuration that was just asked for, which AWS may not know of at once.
+    `expected` is the configuration that was just asked for, which AWS may not know of at once. Raises
+    UnfinishedError after `limit` seconds.
     """
 
     def look() -> dict | None:
@@ -45,7 +52,7 @@ def settled(aws: Aws, project: str, expected: str | None = None, usually: str = 
         known = not expected or seen_moving or (found and found["EndpointConfigName"] == expected)
         return not moving and bool(known or seconds > CONSISTENT)
 
-    return wait_for(f"endpoint {project}", look, is_over, endpoint_step, usually)
+    return wait_for(f"endpoint {project}", look, is_over, endpoint_step, usually, limit)
 
 
 def wait_for(
@@ -54,8 +61,9 @@ def wait_for(
     is_over: Callable[[dict | None, float], bool],
     step: Callable[[dict], str],
     usually: str = "",
+    limit: float = LIMIT,
 ) -> dict | None:
-    """Look again and again until it is over. Raises Stop after LIMIT, or what keeps going wrong."""
+    """Look again until it is over. Raises UnfinishedError after `limit` seconds, or what stays wrong."""
     start, wrong = time.monotonic(), 0
     with telling(what, usually) as tell:
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
@@ -69,8 +77,9 @@ def wait_for(
                 found = {}
             if found != {} and is_over(found, seconds):
                 return found
-            if seconds > LIMIT:
-                raise Stop(3, f"{what} is not ready after {LIMIT // 60} minutes: the same command waits on")
+            if seconds > limit:
+                text = f"{what} is not ready after {limit / 60:.0f} minutes: the same command waits on"
+                raise UnfinishedError(3, text)
             tell(step(found) if found else "")
             time.sleep(pause)
     return None

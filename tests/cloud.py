@@ -24,9 +24,9 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 from wire import name_of, refusal
 
-import apply
 import gate
 import hourly
+import patience
 import watch
 
 KEY = "test"
@@ -214,7 +214,7 @@ def account(monkeypatch) -> Iterator[Cloud]:
         monkeypatch.setattr(watch, "PAUSES", (0.01,))
         monkeypatch.setattr(gate, "PAUSE", 0.01)
         monkeypatch.setattr(hourly, "ESTIMATE", os.devnull)
-        monkeypatch.setattr(apply, "CONSISTENT", (0.01,))
+        monkeypatch.setattr(patience, "CONSISTENT", (0.01,))
         signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         handlers = {sign: signal.getsignal(sign) for sign in signs}
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background

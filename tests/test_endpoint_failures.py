@@ -155,6 +155,112 @@ def test_a_rollback_that_answers_nothing_is_taken_back(cloud, pets):
     assert cloud.left() == left
 
 
+def test_what_cannot_be_taken_back_is_told_and_keeps_its_parts(cloud, pets):
+    """The new archive answers wrongly, and AWS has no instance left for the way back."""
+    pets("deploy")
+    first = serving(cloud)
+    build(pets.folder, archive=b"two")
+    cloud.answer = lambda one, *rest: (aws.knowing if one.endpoint_config_name == first else wrong)(
+        one, *rest
+    )
+    cloud.fates[first] = ("Failed", "Unable to provision requested ML compute capacity")
+    said = pets("deploy", code=1)
+    assert "not everything could be undone" in said
+    assert "Unable to provision" in said
+    assert "serves what it served before" not in said
+    sagemaker = cloud.client("sagemaker")
+    config = sagemaker.describe_endpoint_config(EndpointConfigName=serving(cloud))
+    assert sagemaker.describe_model(ModelName=config["ProductionVariants"][0]["ModelName"])
+
+
+def test_an_update_that_fails_brings_the_scaling_back(cloud, pets):
+    """Another type of instance needs the scaling to be cancelled first."""
+    pets("deploy", "--max", "4", "--target", "77")
+    left, scaler = cloud.left(), cloud.client("application-autoscaling")
+    cloud.fates["any"] = ("Failed", "no capacity")
+    pets("deploy", "--max", "4", "--target", "99", "--instance", "ml.c7i.xlarge", code=1)
+    assert cloud.left() == left
+    (target,) = scaler.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+    (policy,) = scaler.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    assert (target["MinCapacity"], target["MaxCapacity"]) == (1, 4)
+    assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 77
+
+
+def test_what_failed_while_nobody_looked_is_explained_before_it_is_removed(cloud, pets):
+    cloud.fates["any"] = ("Failed", "the ping health check failed")
+    cloud.break_("sagemaker:DescribeEndpoint", "interrupt", times=1)
+    pets("deploy", code=130)
+    cloud.break_("sagemaker:CreateEndpoint", "interrupt", times=1)
+    pets("deploy", code=130)
+    cloud.fates.clear()
+    said = pets("deploy")
+    assert "pets had failed to start: the ping health check failed" in said
+    assert "pets is live" in said
+
+
+def test_an_endpoint_that_cannot_be_deleted_keeps_its_end_and_its_parts(cloud, pets):
+    pets("deploy", "--ttl", "4h")
+    left = cloud.left()
+    cloud.break_("sagemaker:DeleteEndpoint", "denied")
+    said = pets("destroy", "--yes", "--data", code=3)
+    assert "stays as long as it does" in said
+    assert cloud.left() == left
+    assert cloud.objects()
+    cloud.faults.clear()
+    pets("destroy", "--yes", "--data")
+    assert cloud.left() == cloud.objects() == []
+
+
+def test_an_end_arranged_for_an_earlier_endpoint_does_not_meet_the_next(cloud, pets):
+    pets("deploy", "--ttl", "4h")
+    cloud.client("sagemaker").delete_endpoint(EndpointName="pets")  # in the console, say
+    cloud.client("sagemaker").describe_endpoint(EndpointName="pets")
+    assert "an endpoint before this one is taken back" in pets("deploy")
+    assert not [one for one in cloud.left() if one.startswith("schedule")]
+
+
+def test_going_back_arranges_an_end_as_well(cloud, pets):
+    pets("deploy")
+    build(pets.folder, archive=b"two")
+    pets("deploy")
+    assert "will be deleted at" in pets("deploy", "--rollback", "--ttl", "4h")
+    assert [one for one in cloud.left() if one.startswith("schedule")]
+
+
+@pytest.mark.parametrize(
+    ("running", "words", "traffic"),
+    [
+        (2, ["--max", "4"], "CANARY"),
+        (1, ["--max", "4"], "ALL_AT_ONCE"),  # scaled in: half of one is none
+        (2, ["--max", "4", "--capture", "outputs"], "CANARY"),  # nothing is retained: two of the new ones
+    ],
+)
+def test_a_canary_is_at_most_half_of_what_runs(cloud, pets, running, words, traffic):
+    pets("deploy", "--count", "2", "--max", "4")
+    sagemaker = cloud.client("sagemaker")
+    weights = {"VariantName": "AllTraffic", "DesiredInstanceCount": running}
+    sagemaker.update_endpoint_weights_and_capacities(
+        EndpointName="pets", DesiredWeightsAndCapacities=[weights]
+    )
+    build(pets.folder, archive=b"two")
+    pets("deploy", "--count", "2", "--guard", "on", *words)
+    policy = cloud.updates[-1]["DeploymentConfig"]["BlueGreenUpdatePolicy"]
+    assert policy["TrafficRoutingConfiguration"]["Type"] == traffic
+
+
+def test_a_role_that_was_just_made_is_waited_for(cloud, pets):
+    """AWS says this of CreateModel and of CreateSchedule for some seconds."""
+    aws.FAULTS["not yet"] = (
+        400,
+        "ValidationException",
+        "Could not access model data at s3://b/x. Please ensure that the role exists and that its trust "
+        'relationship policy allows the action "sts:AssumeRole".',
+    )
+    cloud.break_("sagemaker:CreateModel", "not yet", times=1)
+    cloud.break_("scheduler:CreateSchedule", "not yet", times=1)
+    assert "pets is live" in pets("deploy", "--ttl", "4h")
+
+
 def test_there_may_be_nothing_to_go_back_to(cloud, pets):
     assert "there is nothing that pets served before" in pets("deploy", "--rollback", code=1)
     pets("deploy")
