@@ -135,10 +135,16 @@ def delete(aws: Aws, args: argparse.Namespace) -> int:
         if not args.yes:
             raise Stop(1, f"{text}: end it first with `invoke destroy`, or insist with --yes")
         print(f"note: {text}")
-    found = inventory(aws, args)
-    if not found:
+    found, made = [*destroy.find_image(aws, project), *find_context(aws, args)], find_role(aws, project)
+    if made:
+        print(f"  {'role':14} {made}")
+    if not found and not made:
         print(f"no image of {project} is on AWS in {aws.region}, and nothing that makes one")
+    if made and not found and not args.yes:
+        destroy.confirm(project)
     failed = destroy.remove_all(project, found, args.yes)
+    if made:
+        remove_role(aws, project, made)
     (args.build / "image.json").unlink(missing_ok=True)
     for sentence in failed:
         print(f"error: {sentence}", file=sys.stderr)
@@ -157,23 +163,6 @@ def used_by(aws: Aws, project: str) -> str | None:
     return image if f"/{image_name(project)}@" in image else None
 
 
-def inventory(aws: Aws, args: argparse.Namespace) -> list[destroy.Item]:
-    """Everything that was made for the image, in the order in which it can be removed."""
-    project = args.project
-    found = [*destroy.find_image(aws, project), *find_context(aws, args)]
-    name = build_role_name(project)
-    try:
-        made = unless_missing(aws("iam").get_role, RoleName=name)
-    except AwsError as error:
-        if not is_denied(error):
-            raise
-        made = None
-    if made:
-        role.check_ours(made["Role"], project)
-        found.append(destroy.Item("role", name, lambda: remove_role(aws, project, name)))
-    return found
-
-
 def find_context(aws: Aws, args: argparse.Namespace) -> list[destroy.Item]:
     """What CodeBuild built, in S3."""
     bucket, folder = args.bucket or f"sagemaker-{aws.region}-{aws.account}", f"{args.project}/image/"
@@ -185,10 +174,20 @@ def find_context(aws: Aws, args: argparse.Namespace) -> list[destroy.Item]:
     return [destroy.Item("data", name, lambda: destroy.remove_objects(aws, bucket, keys))] if keys else []
 
 
+def find_role(aws: Aws, project: str) -> str | None:
+    """The name of the role that CodeBuild took on, if there is one. Raises Stop if it is somebody else's."""
+    name = build_role_name(project)
+    made = unless_missing(aws("iam").get_role, RoleName=name)
+    if made:
+        role.check_ours(made["Role"], project)
+    return name if made else None
+
+
 def remove_role(aws: Aws, project: str, name: str) -> None:
     """Delete the role; where you may not, it stays, which costs nothing."""
     try:
         role.remove(aws, project, name)
+        print(f"removed role {name}")
     except AwsError as error:
         if not is_denied(error):
             raise

@@ -91,6 +91,4 @@ def check(found: dict, least: str | None) -> None:
     bad = SEVERITIES[: SEVERITIES.index(least.upper()) + 1]
     if many := sum(counts(found).get(severity, 0) for severity in bad):
         text = f"the image has {many} findings that are {' or '.join(bad)}"
-        raise Stop(
-            1, f"{text}: renew serve/Dockerfile and serve/requirements.lock, or accept them"
-        )
+        raise Stop(1, f"{text}: renew serve/Dockerfile and serve/requirements.lock, or accept them")

@@ -3,6 +3,7 @@
 Its `docker` and `aws` are tools.py's, so what it pushes is in moto's ECR; what it writes is in moto's logs.
 """
 
+import contextlib
 import io
 import os
 import subprocess
@@ -24,8 +25,15 @@ class CodeBuild:
         self.cloud, self.folder, self.tools = cloud, folder, tools
         self.builds: dict[str, dict] = {}
         self.requests: list[dict] = []
+        self.threads: list[threading.Thread] = []
         self.hold = threading.Event()  # a build waits for it
         self.hold.set()
+
+    def end(self) -> None:
+        """Let every build come to its end."""
+        self.hold.set()
+        for thread in self.threads:
+            thread.join(60)
 
     @property
     def answers(self) -> dict:
@@ -50,7 +58,8 @@ class CodeBuild:
             "logs": {},
             "phases": [],
         }
-        threading.Thread(target=self.run, args=(self.builds[number], given), daemon=True).start()
+        self.threads.append(threading.Thread(target=self.run, args=(self.builds[number], given), daemon=True))
+        self.threads[-1].start()
         return {"build": self.builds[number]}
 
     def describe(self, cloud, request, given):
@@ -78,7 +87,12 @@ class CodeBuild:
         logs.create_log_stream(**stream)
         build["logs"] = {"groupName": stream["logGroupName"], "streamName": stream["logStreamName"]}
         build["currentPhase"] = "BUILD"
-        code = self.commands(place, given, lambda line: logs.put_log_events(**stream, logEvents=[line]))
+
+        def write(line: dict) -> None:
+            with contextlib.suppress(logs.exceptions.ResourceNotFoundException):  # deleted meanwhile
+                logs.put_log_events(**stream, logEvents=[line])
+
+        code = self.commands(place, given, write)
         self.hold.wait(60)
         if build["buildStatus"] == "IN_PROGRESS":
             said = {
@@ -96,7 +110,7 @@ class CodeBuild:
         spec = yaml.safe_load(given["buildspecOverride"])
         variables = {one["name"]: one["value"] for one in given["environmentVariablesOverride"]}
         known = {"PATH": f"{self.tools}:{os.environ['PATH']}", "AWS_REGION": REGION, "HOME": str(place)}
-        for name in ("DOCKER_HOST", "STANDIN", "FAIL", "MANIFEST"):
+        for name in ("DOCKER_HOST", "STANDIN", "FAIL", "MANIFEST", "PASSWORD"):
             known |= {name: os.environ[name]} if name in os.environ else {}
         lines = [line for phase in spec["phases"].values() for line in phase["commands"]]
         script = "\n".join(f"{line} || exit $?" for line in lines)

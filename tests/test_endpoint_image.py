@@ -4,6 +4,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import subprocess
 import threading
 import time
 from types import SimpleNamespace
@@ -14,8 +15,11 @@ import standins
 import tools
 from builds import GROUP, CodeBuild
 from conftest import ROOT
+from hub import running as hub_running
 from moto.ecr.models import ecr_backends
+from test_endpoint_verbs import ACTIONS, allowed
 from test_tasks import said, value
+from werkzeug.wrappers import Response
 
 import codebuild
 import context
@@ -29,6 +33,7 @@ import upload
 NAME = "fastai-sagemaker-pets"
 TAG = context.tag("amd64")
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
+BASE = os.environ.get("BASE_IMAGE")
 REFUSED = "was not made by this tool"
 
 
@@ -65,7 +70,8 @@ def builder(cloud, shell, tmp_path, monkeypatch):
     for call, answer in codebuild.answers.items():
         monkeypatch.setitem(standins.ANSWERS, call, answer)
     assert role.main(["--project", "pets", "--create"]) == 0
-    return codebuild
+    yield codebuild
+    codebuild.end()
 
 
 @pytest.fixture
@@ -362,7 +368,7 @@ def test_the_build_role_may_do_what_a_build_does_and_hardly_more(cloud, builder)
     assert trust["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
     policy = iam.get_role_policy(RoleName=f"{NAME}-build", PolicyName="fastai-sagemaker")["PolicyDocument"]
 
-    def allowed(action: str, resource: str) -> bool:
+    def may(action: str, resource: str) -> bool:
         return any(
             action in one["Action"] and any(fnmatch.fnmatchcase(resource, pattern) for pattern in patterns)
             for one in policy["Statement"]
@@ -371,13 +377,13 @@ def test_the_build_role_may_do_what_a_build_does_and_hardly_more(cloud, builder)
 
     here = f"{aws.REGION}:123456789012"
     bucket = f"arn:aws:s3:::sagemaker-{aws.REGION}-123456789012"
-    assert allowed("s3:GetObject", f"{bucket}/pets/image/{TAG}.zip")
-    assert not allowed("s3:GetObject", f"{bucket}/pets/capture/a.jsonl")
-    assert not allowed("s3:PutObject", f"{bucket}/pets/image/{TAG}.zip")
-    assert allowed("ecr:PutImage", f"arn:aws:ecr:{here}:repository/{NAME}")
-    assert not allowed("ecr:PutImage", f"arn:aws:ecr:{here}:repository/{NAME}-other")
-    assert allowed("logs:PutLogEvents", f"arn:aws:logs:{here}:log-group:{GROUP}:log-stream:1")
-    assert not allowed("logs:PutLogEvents", f"arn:aws:logs:{here}:log-group:{GROUP}-other:log-stream:1")
+    assert may("s3:GetObject", f"{bucket}/pets/image/{TAG}.zip")
+    assert not may("s3:GetObject", f"{bucket}/pets/capture/a.jsonl")
+    assert not may("s3:PutObject", f"{bucket}/pets/image/{TAG}.zip")
+    assert may("ecr:PutImage", f"arn:aws:ecr:{here}:repository/{NAME}")
+    assert not may("ecr:PutImage", f"arn:aws:ecr:{here}:repository/{NAME}-other")
+    assert may("logs:PutLogEvents", f"arn:aws:logs:{here}:log-group:{GROUP}:log-stream:1")
+    assert not may("logs:PutLogEvents", f"arn:aws:logs:{here}:log-group:{GROUP}-other:log-stream:1")
 
 
 def test_without_its_role_nothing_is_made(cloud, builder, run):
@@ -477,6 +483,24 @@ def test_the_facts_are_dated_and_say_where_they_come_from():
 # --- the end
 
 
+def test_the_deployers_policy_allows_every_call(cloud, builder, run, monkeypatch, capsys):
+    monkeypatch.setenv("MANIFEST", "index")
+    run()
+    run("--builder", "codebuild", "--instance", "ml.c7g.large")
+    builder.hold.clear()
+    cloud.break_("codebuild:BatchGetBuilds", "interrupt", times=1, after=1)
+    run("--builder", "codebuild", "--base", "another", code=130)
+    run("--delete", "--yes")
+    capsys.readouterr()
+    assert role.main(["--project", "pets"]) == 0
+    policy = json.loads(capsys.readouterr().out)["deployer"]["policy"]
+    administrators = {"iam:CreateRole", "iam:UpdateAssumeRolePolicy", "iam:PutRolePolicy"}
+    administrators |= {"iam:DeleteRole", "iam:DeleteRolePolicy"}
+    made = {call for call in cloud.calls if not call.startswith("sts:")} - administrators
+    assert {ACTIONS.get(call, call) for call in made} - allowed(policy) == set()
+    assert len(made) > 20
+
+
 def test_delete_leaves_nothing_and_can_be_repeated(cloud, builder, run, tmp_path):
     cloud.client("logs").create_log_group(logGroupName=GROUP + "-other")
     run("--builder", "codebuild")
@@ -506,7 +530,9 @@ def test_delete_stops_a_build_that_is_running(cloud, builder, run):
 def test_a_role_that_may_not_be_deleted_stays_with_a_note(cloud, builder, run):
     run("--builder", "codebuild")
     cloud.break_("iam:DeleteRolePolicy", "denied")
-    assert f"note: the role {NAME}-build stays" in run("--delete", "--yes")
+    said = run("--delete", "--yes")
+    assert f"note: the role {NAME}-build stays" in said
+    assert "removed role" not in said
 
 
 def test_an_image_that_a_live_endpoint_uses_stays_unless_insisted(cloud, builder, run, deploy):
@@ -637,3 +663,57 @@ def test_invoke_deploy_makes_the_image_first_and_only_for_slim():
     assert (value(made, "--instance"), value(made, "--fail-on")) == ("ml.c7g.large", "high")
     (made,) = said("image", "--delete", "--yes")
     assert {"--delete", "--yes"} <= set(made)
+
+
+# --- with a real Docker engine
+
+
+PASSWORD = "123456789012-auth-token"
+
+
+@pytest.fixture
+def hub(docker, cloud, monkeypatch):
+    """A registry that a real Docker can push to, in ECR's place; its manifests are in moto's ECR."""
+    if BASE:
+        monkeypatch.setenv("BASE_IMAGE", BASE)
+    with hub_running(cloud, PASSWORD) as hub:
+
+        def describe(cloud, request, given):
+            reply = Response.from_app(cloud.moto, request.environ)
+            registry = f"123456789012.dkr.ecr.{aws.REGION}.amazonaws.com"
+            return Response(reply.get_data().replace(registry.encode(), hub.address.encode()), reply.status)
+
+        monkeypatch.setitem(standins.ANSWERS, "ecr:DescribeRepositories", describe)
+        yield hub
+
+
+def loadable(hub, tag: str) -> dict:
+    """The configuration of the image that was pushed, all of whose layers are there whole."""
+    (found,) = hub.cloud.client("ecr").batch_get_image(repositoryName=NAME, imageIds=[{"imageTag": tag}])[
+        "images"
+    ]
+    manifest = json.loads(found["imageManifest"])
+    assert manifest["mediaType"] == DOCKER
+    assert {one["digest"] for one in manifest["layers"]} <= set(hub.blobs)
+    return json.loads(hub.blobs[manifest["config"]["digest"]])
+
+
+def test_a_real_docker_builds_and_pushes(hub, run, tmp_path):
+    run("--builder", "docker")
+    facts = written(tmp_path)
+    configuration = loadable(hub, facts["tag"])
+    assert configuration["config"]["Entrypoint"] == ["python3", "/opt/serve/container.py"]
+    assert (configuration["architecture"], configuration["os"]) == (context.here(), "linux")
+    name = f"{hub.address}/{NAME}:{facts['tag']}"
+    assert not context.is_here(name)  # what Docker here keeps is the build's own name
+    assert "there already" in run("--builder", "docker")
+
+
+def test_the_buildspec_by_hand_with_a_real_docker(hub, builder, run, tmp_path, monkeypatch):
+    """As CodeBuild would: the zip in a clean folder, a real shell and Docker; only `aws` is not real."""
+    (tmp_path / "bin" / "docker").unlink()
+    monkeypatch.setenv("PASSWORD", PASSWORD)
+    run("--builder", "codebuild")
+    assert loadable(hub, written(tmp_path)["tag"])["config"]["Cmd"] == ["serve"]
+    name = f"{hub.address}/{NAME}:{written(tmp_path)['tag']}"
+    subprocess.run(["docker", "image", "rm", name], capture_output=True, check=True)

@@ -1,7 +1,7 @@
 """`docker` and `aws` as a test puts them on PATH: each call is written down, a push ends in moto's ECR.
 
 STANDIN is the folder of what they write down and the address of the cloud; FAIL a word that makes the call
-with it fail; MANIFEST the kind of manifest that is pushed: docker, oci or index.
+with it fail; PASSWORD what `aws` says; MANIFEST the kind of manifest that is pushed: docker, oci or index.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def main(tool: str, words: list[str]) -> int:
         print(f"{tool}: something went wrong with {words[0]}", file=sys.stderr)
         return 17
     if tool == "aws":
-        print("a-password")
+        print(os.environ.get("PASSWORD", "a-password"))
     elif words[:2] == ["image", "inspect"] or words[:2] == ["network", "inspect"]:
         return 1
     elif words[0] == "context":
