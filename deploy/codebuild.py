@@ -46,11 +46,11 @@ def build(
 
 
 def price(architecture: str) -> str:
-    """What building costs, in words."""
+    """What CodeBuild takes, in words."""
     known = FACTS["per_minute"][architecture]
     most = math.ceil(100 * MINUTES * known["price"]) / 100
     return (
-        f"CodeBuild takes ${known['price']:g} a minute ({known['region']}, {known['date']}): a few cents,"
+        f"${known['price']:g} a minute ({known['region']}, {known['date']}): a few cents,"
         f" at most ${most:.2f} a build"
     )
 

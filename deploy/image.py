@@ -85,7 +85,7 @@ def build(aws: Aws, args: argparse.Namespace, architecture: str, tag: str) -> di
     if how == "docker" and args.builder and not context.is_there_docker():
         raise Stop(3, "no Docker engine answers here: start one, or leave `builder` out for CodeBuild")
     if how == "codebuild":
-        print(f"{tag} is built by CodeBuild; {codebuild.price(architecture)}", flush=True)
+        print(f"{tag} is built by CodeBuild, which takes {codebuild.price(architecture)}", flush=True)
         codebuild.role(aws, args.project)  # before anything is made
         repository = registry.make_repository(aws, args.project)
         image = f"{repository['repositoryUri']}:{tag}"

@@ -323,7 +323,7 @@ def test_a_scan_that_does_not_end_is_not_waited_for_for_ever(cloud, shell, run, 
 def test_codebuild_builds_what_is_here_and_pushes_it(cloud, builder, shell, run, tmp_path):
     said = run("--builder", "codebuild", "--instance", "ml.c7g.large")
     tag = context.tag("arm64")
-    assert f"{tag} is built by CodeBuild; CodeBuild takes $0.0034 a minute (us-east-1, 2026-11-22)" in said
+    assert f"{tag} is built by CodeBuild, which takes $0.0034 a minute (us-east-1, 2026-11-22)" in said
     assert "at most $0.06 a build" in said
     assert "codebuild: build\n" in said
     assert "  Step 1/1 : FROM base" in said

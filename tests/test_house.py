@@ -12,7 +12,7 @@ from conftest import ROOT
 
 FOLDERS = ("train", "package", "serve", "deploy", "client", "bench", "cost")
 SCRIPTS = ["train/train.py", "train/sample.py", "package/export.py", "package/archive.py"]
-SCRIPTS += ["serve/server.py", "deploy/local.py", "client/cli.py", "cost/estimate.py"]
+SCRIPTS += ["serve/server.py", "deploy/local.py", "deploy/image.py", "client/cli.py", "cost/estimate.py"]
 SCRIPTS += ["bench/serving.py", "bench/endpoint.py", "bench/probe.py"]
 README = "\n".join(file.read_text() for file in [ROOT / "README.md", *ROOT.glob("*/README.md")])
 
