@@ -249,11 +249,26 @@ def destroy(c: Context, yes: bool = False, data: bool = False) -> None:
     say(c, endpoint(c, "destroy", *given, **c.config["upload"]))
 
 
-@task(help={"create": "make the roles, or bring them up to date", "remove": "delete them"})
-def role(c: Context, create: bool = False, remove: bool = False) -> None:
+@task(
+    help={
+        "create": "make the roles, or bring them up to date",
+        "remove": "delete them",
+        "read": "where transform's pictures are: s3://bucket/prefix,s3://...",
+        "write": "where its answers go",
+    }
+)
+def role(
+    c: Context,
+    create: bool = False,
+    remove: bool = False,
+    read: str | None = None,
+    write: str | None = None,
+) -> None:
     """Print the roles and policies that the project needs on AWS."""
     given = [*(["--create"] if create else []), *(["--remove"] if remove else [])]
-    say(c, words("deploy/role.py", *given, project=name(c), **c.config["upload"]))
+    own = {key: c.config["deploy"][key] for key in ("role", "kms_key")}
+    options = {"project": name(c), "read": read, "write": write, **own, **c.config["upload"]}
+    say(c, words("deploy/role.py", *given, **options))
 
 
 @task(
@@ -286,7 +301,7 @@ def cost(
     given = [f"--{switch}" for switch, on in switches.items() if on]
     deployed = c.config["deploy"]
     same = {key: deployed[key] for key in DEPLOYED if flags[key] is None}
-    if flags["invocations"] is None and deployed["max"]:
+    if flags["invocations"] is None and deployed["max"] and deployed["target"]:
         same["invocations"] = deployed["target"]
     places = {"archive": build(c, "model.tar.gz"), "bench": build(c, "bench.json")}
     say(c, words("cost/estimate.py", *given, **flags | same, **places))

@@ -11,9 +11,10 @@ from collections import deque
 from pathlib import Path
 
 import context
-from aws import Aws, AwsError, Stop, code_of, unless_missing
+from aws import Aws, Stop, unless_missing
 from images import TABLE
 from names import PROJECT, build_log_group, build_role_name, image_name, tag_list
+from patience import patiently
 from printable import printable
 from role import check_ours
 
@@ -22,7 +23,6 @@ BUILDSPEC = Path(__file__).with_name("buildspec.yml")
 SIZE = "BUILD_GENERAL1_SMALL"
 MINUTES = 15  # after which AWS stops a build; it takes a few
 PAUSE = 3  # seconds between two looks
-CONSISTENT = (2, 4, 8, 16)  # seconds to wait in turn for a role that was just made
 LOOKED_AT = 20  # builds
 STOPPING = 20  # looks at a build that was stopped
 LAST = 10  # lines of the log that explain a failure
@@ -141,17 +141,7 @@ def make_project(aws: Aws, project: str, role: str, place: str) -> None:
         "tags": [{"key": one["Key"], "value": one["Value"]} for one in tag_list({PROJECT: project})],
         "logsConfig": {"cloudWatchLogs": {"status": "ENABLED", "groupName": build_log_group(project)}},
     }
-    codebuild = aws("codebuild")
-    for wait in (*CONSISTENT, None):
-        try:
-            with contextlib.suppress(codebuild.exceptions.ResourceAlreadyExistsException):
-                codebuild.create_project(**request)
-            break
-        except AwsError as error:
-            not_yet = code_of(error) == "InvalidInputException" and "AssumeRole" in str(error)
-            if wait is None or not not_yet:
-                raise
-            time.sleep(wait)
+    patiently(aws("codebuild").create_project, **request)
     print(f"{image_name(project)}: CodeBuild project made", flush=True)
 
 

@@ -1,6 +1,5 @@
 """The end of an endpoint: everything of a project on AWS, found by names and tags, shown, and removed."""
 
-import contextlib
 import json
 import re
 import sys
@@ -15,7 +14,7 @@ import codebuild
 import registry
 import scaling
 import ttl
-from aws import Aws, AwsError, Failure, Stop, as_stop, pages, unless_denied, unless_missing
+from aws import Aws, Failure, Stop, as_stop, pages, unless_denied, unless_missing
 from names import build_log_group, image_name, log_group, scaled
 from state import configs, describe_config, look, models, variant_of
 from watch import MOVING, settled
@@ -85,8 +84,7 @@ def inventory(aws: Aws, project: str, bucket: str | None, data: bool) -> tuple[l
     finders = [find_jobs, find_endpoint, find_schedule, find_scaling, find_configs, find_models, find_alarms]
     looks = [(one.__name__.removeprefix("find_"), partial(one, aws, project)) for one in finders]
     if data:
-        places = sorted(buckets(aws, project, bucket))
-        looks += [(f"data in {one}", partial(find_data, aws, project, one)) for one in places]
+        looks += [("data", partial(find_data, aws, project, bucket))]
         looks += [("logs", partial(find_logs, aws, log_group(project)))]
         looks += [("images", partial(find_image, aws, project))]
     for what, look_for in looks:
@@ -100,11 +98,10 @@ def inventory(aws: Aws, project: str, bucket: str | None, data: bool) -> tuple[l
 def buckets(aws: Aws, project: str, bucket: str | None) -> set[str]:
     """Where the project's data may be: as `bucket` and its models say, else SageMaker's own bucket."""
     known = {bucket} if bucket else set()
-    with contextlib.suppress(AwsError):  # which find_models will tell
-        for model in models(aws, project):
-            found = unless_missing(aws("sagemaker").describe_model, ModelName=model["ModelName"]) or {}
-            address = found.get("PrimaryContainer", {}).get("ModelDataUrl", "")
-            known |= set(re.findall("^s3://([^/]+)/", address))
+    for model in models(aws, project):
+        found = unless_missing(aws("sagemaker").describe_model, ModelName=model["ModelName"]) or {}
+        address = found.get("PrimaryContainer", {}).get("ModelDataUrl", "")
+        known |= set(re.findall("^s3://([^/]+)/", address))
     return known or {f"sagemaker-{aws.region}-{aws.account}"}
 
 
@@ -153,8 +150,14 @@ def find_alarms(aws: Aws, project: str) -> Iterator[Item]:
         yield Item("alarm", name, lambda name=name: scaling.remove_alarms(aws, [name]))
 
 
-def find_data(aws: Aws, project: str, bucket: str) -> Iterator[Item]:
-    """What this project keeps in a bucket: archives, captures, asynchronous questions and answers."""
+def find_data(aws: Aws, project: str, bucket: str | None) -> Iterator[Item]:
+    """What this project keeps in S3: archives, captures, asynchronous questions and answers."""
+    for one in sorted(buckets(aws, project, bucket)):
+        yield from find_in_bucket(aws, project, one)
+
+
+def find_in_bucket(aws: Aws, project: str, bucket: str) -> Iterator[Item]:
+    """The project's data in one bucket."""
     for begun in listed(aws, "list_multipart_uploads", ["Uploads"], bucket, project):
         place = {"Bucket": bucket, "Key": begun["Key"], "UploadId": begun["UploadId"]}
         name = f"s3://{bucket}/{begun['Key']} (never finished)"

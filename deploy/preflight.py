@@ -44,22 +44,31 @@ def archive_is_there(aws: Aws, plan: Plan) -> None:
 
 
 def role_works(aws: Aws, plan: Plan) -> None:
-    """Raises Stop when the role is missing, SageMaker may not use it, or it may not read the archive."""
-    arn = plan.model["ExecutionRoleArn"]
+    """Raises Stop when the role is missing, SageMaker may not use it, or it lacks what the endpoint needs."""
+    settings, arn = plan.settings, f"arn:{aws.partition}:s3:::"
+    actions = [("s3:GetObject", arn + plan.archive.url.removeprefix("s3://"))]
+    if "dkr.ecr" in plan.model["PrimaryContainer"]["Image"]:
+        actions.append(("ecr:GetAuthorizationToken", "*"))
+    if settings.kind == "async":
+        actions.append(("s3:PutObject", f"{arn}{plan.archive.bucket}/{plan.project}/async/out/answer"))
+    if settings.capture != "off":
+        actions.append(("s3:PutObject", f"{arn}{plan.archive.bucket}/{plan.project}/capture/answer"))
+    if settings.guard:
+        actions.append(("cloudwatch:DescribeAlarms", "*"))
+    role_may(aws, plan.project, plan.model["ExecutionRoleArn"], actions)
+
+
+def role_may(aws: Aws, project: str, arn: str, actions: list[tuple[str, str]]) -> None:
+    """Raises Stop when the role is missing, is not SageMaker's, or may not do one of these on a resource."""
     role = unless_missing(aws("iam").get_role, RoleName=arn.rpartition("/")[2])
     if role is None:
         raise Stop(2, f"there is no role {arn}: `invoke role --create` makes one")
     if "sagemaker.amazonaws.com" not in str(role["Role"]["AssumeRolePolicyDocument"]):
         raise Stop(2, f"SageMaker may not use {arn}: its trust policy must name sagemaker.amazonaws.com")
-    key = plan.archive.url.removeprefix("s3://")
-    actions = {"s3:GetObject": f"arn:{aws.partition}:s3:::{key}"}
-    if "dkr.ecr" in plan.model["PrimaryContainer"]["Image"]:
-        actions["ecr:GetAuthorizationToken"] = "*"
-    for action in denied(aws("iam"), arn, actions):
-        again = (
-            "`invoke role --create` mends it" if role_name(plan.project) in arn else "`invoke role` prints it"
-        )
-        raise Stop(3, f"the role {arn} lacks {action} on {actions[action]}: {again}")
+    for action, resource in denied(aws("iam"), arn, actions):
+        known = role_name(project) in arn
+        again = "`invoke role --create` mends it" if known else "`invoke role` prints what it needs"
+        raise Stop(3, f"the role {arn} lacks {action} on {resource}: {again}")
 
 
 def caller_may(aws: Aws, plan: Plan) -> None:
@@ -72,41 +81,39 @@ def caller_may(aws: Aws, plan: Plan) -> None:
         return
     here = f"arn:{aws.partition}:sagemaker:{aws.region}:{aws.account}"
     endpoint = f"{here}:endpoint/{plan.project}"
-    actions = {
-        "sagemaker:CreateModel": f"{here}:model/{plan.model['ModelName']}",
-        "sagemaker:CreateEndpointConfig": f"{here}:endpoint-config/{plan.name}",
-        "sagemaker:CreateEndpoint": endpoint,
-        "sagemaker:UpdateEndpoint": endpoint,
-        "sagemaker:DeleteEndpoint": endpoint,
-        "sagemaker:InvokeEndpoint": endpoint,
-        "sagemaker:AddTags": endpoint,
-        "iam:PassRole": plan.model["ExecutionRoleArn"],
-    }
-    for action in denied(aws("iam"), caller, actions):
-        text = f"your AWS identity {aws.caller} lacks {action} on {actions[action]}"
+    verbs = ("CreateEndpoint", "UpdateEndpoint", "DeleteEndpoint", "InvokeEndpoint")
+    actions = [
+        ("sagemaker:CreateModel", f"{here}:model/{plan.model['ModelName']}"),
+        ("sagemaker:CreateEndpointConfig", f"{here}:endpoint-config/{plan.name}"),
+        *((f"sagemaker:{verb}", endpoint) for verb in verbs),
+        ("sagemaker:AddTags", endpoint),
+        ("iam:PassRole", plan.model["ExecutionRoleArn"]),
+    ]
+    for action, resource in denied(aws("iam"), caller, actions):
+        text = f"your AWS identity {aws.caller} lacks {action} on {resource}"
         raise Stop(3, f"{text}: `invoke role` prints the policy that it needs")
 
 
-def denied(iam: Any, arn: str, actions: dict[str, str]) -> list[str]:
-    """Which of these actions, by resource, IAM's simulator says that an identity may not do."""
+def denied(iam: Any, arn: str, actions: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Which of these (action, resource), IAM's simulator says, an identity may not do."""
     context = {
         "ContextKeyName": "iam:PassedToService",
         "ContextKeyValues": ["sagemaker.amazonaws.com"],
         "ContextKeyType": "string",
     }
     refused = []
-    for resource in dict.fromkeys(actions.values()):
-        names = [action for action, on in actions.items() if on == resource]
+    for resource in dict.fromkeys(resource for _, resource in actions):
+        names = [action for action, on in actions if on == resource]
         answer = iam.simulate_principal_policy(
             PolicySourceArn=arn, ActionNames=names, ResourceArns=[resource], ContextEntries=[context]
         )
         refused += [
-            result["EvalActionName"]
+            (result["EvalActionName"], resource)
             for result in answer["EvaluationResults"]
             # With a condition that we cannot know of, the simulator's no is no answer.
             if result["EvalDecision"] != "allowed" and not result.get("MissingContextValues")
         ]
-    return [action for action in actions if action in refused]
+    return [pair for pair in actions if pair in refused]
 
 
 def quota_suffices(aws: Aws, instance: str, extra: int) -> None:

@@ -2,13 +2,15 @@
 
 `--create` makes the execution role, which SageMaker takes on to read the archive and write logs, the role
 with which the scheduler ends an endpoint, and the one with which CodeBuild makes an image; again is the same.
-The deployer's policy is for you: an administrator attaches it to whoever deploys. It lets nobody make or
-change a role, for who may do that, and hand a role to a service, may do anything.
+The deployer's policy is for you: an administrator attaches it to whoever deploys, and the image builder's too
+to whoever runs `invoke image`. They let nobody make or change a role: who may do that, and hand a role to a
+service, may do anything.
 """
 
 import argparse
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from string import Template
@@ -34,20 +36,29 @@ ROLES = {"execution_role": role_name, "ttl_role": ttl_name, "build_role": build_
 
 def main(argv: list[str] | None = None) -> int:
     """Print the policies, or make the roles, or remove them."""
+    args = arguments(argv)
+    return guarded(lambda: run(args))
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="The roles and policies of a project.")
     parser.add_argument("--project", required=True)
     parser.add_argument("--bucket", help="default: SageMaker's own")
+    parser.add_argument("--role", help="an execution role of your own, for the deployer to hand on")
+    parser.add_argument("--kms-key", help="an own key's ARN or id, which both may use")
+    parser.add_argument("--read", type=places, default=[], help="transform's pictures: 's3://a/b,s3://c'")
+    parser.add_argument("--write", type=places, default=[], help="transform's answers, likewise")
     parser.add_argument("--create", action="store_true", help="make the roles, or bring them up to date")
     parser.add_argument("--remove", action="store_true", help="delete the roles")
-    args = parser.parse_args(argv)
-    return guarded(lambda: run(args))
+    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
     """What the command line says; the exit code."""
     project = check_project(args.project)
     aws = somewhere() if not (args.create or args.remove) else connect()
-    documents = policies(aws, project, args.bucket)
+    documents = policies(aws, project, args)
     names = {key: name(project) for key, name in ROLES.items()}
     if args.remove:
         for name in names.values():
@@ -70,16 +81,27 @@ def somewhere() -> Aws:
         return Aws(None, "REGION", "aws", "ACCOUNT", "")
 
 
-def policies(aws: Aws, project: str, bucket: str | None) -> dict:
-    """The policies of deploy/policies/, filled in: execution_role, ttl_role, build_role and deployer."""
+def places(text: str) -> list[str]:
+    """Addresses in S3 between commas, without s3:// and the last slash."""
+    found = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/.*)?", word) for word in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list like s3://bucket/prefix,s3://bucket")
+    return [word.removeprefix("s3://").rstrip("/") for word in found]
+
+
+def policies(aws: Aws, project: str, args: argparse.Namespace) -> dict:
+    """The policies of deploy/policies/, filled in: the three roles', the deployer's, the image builder's."""
     role = f"arn:{aws.partition}:iam::{aws.account}:role/"
+    own = args.role if (args.role or "").startswith("arn:") else role + (args.role or role_name(project))
+    key = f"arn:{aws.partition}:kms:{aws.region}:{aws.account}:key/{args.kms_key}"
     values = {
         "partition": aws.partition,
         "region": aws.region,
         "account": aws.account,
-        "bucket": bucket or f"sagemaker-{aws.region}-{aws.account}",
+        "bucket": args.bucket or f"sagemaker-{aws.region}-{aws.account}",
         "project": project,
-        "role": role + role_name(project),
+        "role": own,
+        "key": args.kms_key if (args.kms_key or "").startswith("arn:") else key,
         "ttl_role": role + ttl_name(project),
         "ttl_name": ttl_name(project),
         "build_role": role + build_role_name(project),
@@ -94,12 +116,30 @@ def policies(aws: Aws, project: str, bucket: str | None) -> dict:
     def trust(service: str) -> dict:
         return fill("trust", service=f"{service}.amazonaws.com")
 
+    execution, deployer = fill("execution"), fill("deployer")
+    execution["Statement"] += for_batches(aws, args.read, args.write)
+    for policy in (execution, deployer) if args.kms_key else ():
+        policy["Statement"] += fill("key")["Statement"]
     return {
-        "execution_role": {"trust": trust("sagemaker"), "policy": fill("execution")},
+        "execution_role": {"trust": trust("sagemaker"), "policy": execution},
         "ttl_role": {"trust": trust("scheduler"), "policy": fill("ttl")},
         "build_role": {"trust": trust("codebuild"), "policy": fill("build")},
-        "deployer": {"policy": fill("deployer")},
+        "deployer": {"policy": deployer},
+        "image_builder": {"policy": fill("builder")},
     }
+
+
+def for_batches(aws: Aws, read: list[str], write: list[str]) -> list[dict]:
+    """Statements for a batch transform's pictures and answers, where these are not the project's own."""
+    found = []
+    for action, where in (("s3:GetObject", read), ("s3:PutObject", write)):
+        if where:
+            arns = [f"arn:{aws.partition}:s3:::{place}/*" for place in where]
+            found.append({"Effect": "Allow", "Action": action, "Resource": arns})
+    if read:
+        arns = sorted({f"arn:{aws.partition}:s3:::{place.partition('/')[0]}" for place in read})
+        found.append({"Effect": "Allow", "Action": "s3:ListBucket", "Resource": arns})
+    return found
 
 
 def create(aws: Aws, project: str, name: str, documents: dict) -> str:

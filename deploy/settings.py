@@ -51,7 +51,7 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ttl", type=duration, help="delete the endpoint after this: 90m, 4h, 2d; none takes it back")
     add("--min", type=number, help="autoscaling: fewest instances (1; async may have 0)")
     add("--max", type=number, default=0, help="autoscaling: most instances; 0 switches it off")
-    add("--target", type=whole, default=600, help="invocations a minute (async: waiting) per instance")
+    add("--target", type=whole, help="invocations a minute per instance (600); async: that wait (5)")
     add("--cooldown", type=number, default=300, help="seconds between two scalings (%(default)s)")
     add("--guard", type=switch, default=False, help="roll an update back on 5xx or latency: on, off")
     add("--latency", type=whole, default=2000, help="guard: p99 of the model, in milliseconds (%(default)s)")
@@ -113,6 +113,8 @@ def check_scaling(args: argparse.Namespace) -> None:
     """From none (async) or one instance up."""
     if args.min is None:
         args.min = 0 if args.kind == "async" and args.max else 1
+    if args.target is None:
+        args.target = 5 if args.kind == "async" else 600
     if args.kind != "async" and args.min < 1:
         raise Stop(2, f"a {args.kind} endpoint keeps one instance at least: `min` of 0 is for kind async")
     if args.max and not args.min <= args.count <= args.max:

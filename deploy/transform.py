@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
 
 import destroy
+import preflight
 from apply import ensure
 from aws import Aws, AwsError, Stop, is_denied
 from diagnose import explain
@@ -64,13 +65,33 @@ def check(aws: Aws, args: Namespace) -> None:
         raise Stop(2, "`concurrency` times `payload` is at most 100 MB in a batch transform")
     bucket, _, prefix = args.source.removeprefix("s3://").partition("/")
     try:
-        found = aws("s3").list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        found = aws("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)
     except AwsError as error:
         if not is_denied(error):  # the role may be allowed to read what you are not
             raise
         return
     if not found.get("Contents"):
         raise Stop(2, f"there is nothing under {args.source}")
+    if empty := [one["Key"] for one in found["Contents"] if not one["Size"]]:
+        print(f"note: s3://{bucket}/{empty[0]} is empty, and will be sent as a picture like the rest")
+
+
+def check_role(aws: Aws, args: Namespace, role: str) -> None:
+    """Raises Stop when the role may not read the pictures or write the answers; unknown is not refused."""
+    s3 = f"arn:{aws.partition}:s3:::"
+    bucket, _, prefix = args.source.removeprefix("s3://").partition("/")
+    aim = args.to.removeprefix("s3://").rstrip("/")
+    actions = [("s3:GetObject", f"{s3}{bucket}/{prefix}"), ("s3:PutObject", f"{s3}{aim}/answer.out")]
+    try:
+        preflight.role_may(aws, args.project, role, actions)
+    except AwsError as error:
+        if not is_denied(error):
+            raise
+    except Stop as stop:
+        if stop.code == 2:
+            raise
+        text = str(stop).partition(": `invoke role")[0]
+        raise Stop(3, f"{text}: `invoke role --create --read {args.source} --write {args.to}`") from None
 
 
 def running(aws: Aws, args: Namespace) -> str | None:
@@ -90,6 +111,7 @@ def start(aws: Aws, args: Namespace) -> str:
     archive = read_archive(args.build, aws)
     settings = Namespace(**vars(args), kind="real-time")
     role = find_role(aws, args.role, project)
+    check_role(aws, args, role)
     model = model_request(aws, project, archive, role, settings)
     cost = price(aws.region, "batch", instance=args.instance, count=args.count)
     print(f"{cost.sentence}; `invoke destroy` stops it", flush=True)

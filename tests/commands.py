@@ -227,7 +227,10 @@ COMMANDS = {
         like="deploy",
     ),
     "deploy serverless": Command(
-        "deploy --kind serverless", packaged, f"{NEW} {LIVE} {SCALED}", like="deploy"
+        "deploy --kind serverless",
+        packaged,
+        f"{NEW} {LIVE} {SCALED} scheduler:DeleteSchedule",
+        like="deploy",
     ),
     "deploy what fails": Command(
         f"deploy {FULL}",
@@ -241,7 +244,8 @@ COMMANDS = {
         "deploy",
         failed,
         f"{PLAN} {QUOTA} sagemaker:ListTags {UNSCALE} sagemaker:DeleteEndpoint sagemaker:DescribeModel"
-        f" sagemaker:DescribeEndpointConfig sagemaker:CreateEndpoint {LIVE} {SCALED}",
+        f" sagemaker:DescribeEndpointConfig sagemaker:CreateEndpoint {LIVE} {SCALED}"
+        " logs:DescribeLogStreams logs:GetLogEvents scheduler:DeleteSchedule",
         like="deploy",
     ),
     "update": Command(
@@ -252,7 +256,7 @@ COMMANDS = {
         full,
         f"{PLAN} {QUOTA} sagemaker:ListTags scheduler:DeleteSchedule sagemaker:DescribeModel"
         f" sagemaker:DescribeEndpointConfig sagemaker:CreateEndpointConfig sagemaker:UpdateEndpoint"
-        f" {SCALED} {UNSCALE} {LIVE} cloudwatch:DeleteAlarms",
+        f" {SCALED} application-autoscaling:DescribeScalingPolicies {UNSCALE} {LIVE} cloudwatch:DeleteAlarms",
         like="update",
     ),
     "update to what fails": Command(
@@ -276,6 +280,7 @@ COMMANDS = {
         TRANSFORM,
         photos,
         "sts:GetCallerIdentity s3:ListObjectsV2 sagemaker:ListTransformJobs iam:GetRole"
+        " iam:SimulatePrincipalPolicy"
         " sagemaker:DescribeModel sagemaker:CreateModel sagemaker:CreateTransformJob"
         " sagemaker:DescribeTransformJob",
     ),
@@ -285,6 +290,7 @@ COMMANDS = {
         "sts:GetCallerIdentity sagemaker:DescribeEndpoint sagemaker:ListTags scheduler:GetSchedule"
         f" {SCALED} sagemaker:ListTransformJobs sagemaker:ListEndpointConfigs sagemaker:ListModels"
         " cloudwatch:DescribeAlarms s3:ListMultipartUploads s3:ListObjectVersions logs:DescribeLogGroups"
+        " sagemaker:DescribeModel ecr:DescribeRepositories codebuild:BatchGetProjects"
         f" scheduler:DeleteSchedule {UNSCALE} sagemaker:StopTransformJob sagemaker:DeleteEndpoint"
         " sagemaker:DeleteEndpointConfig sagemaker:DeleteModel cloudwatch:DeleteAlarms s3:DeleteObjects"
         " s3:AbortMultipartUpload logs:DeleteLogGroup",

@@ -329,6 +329,33 @@ def test_a_role_that_may_not_is_told_which_permission_it_lacks(cloud, pets):
     assert cloud.left() == []
 
 
+@pytest.mark.parametrize(
+    ("words", "action"),
+    [
+        (["--guard", "on"], "cloudwatch:DescribeAlarms"),
+        (["--capture", "outputs"], "s3:PutObject"),
+        (["--kind", "async"], "s3:PutObject"),
+    ],
+)
+def test_a_role_is_asked_for_what_the_settings_need(cloud, pets, words, action):
+    cloud.denied.add(action)
+    assert f"lacks {action} on " in pets("deploy", *words, code=3)
+    assert cloud.left() == []
+    pets("deploy")
+
+
+def test_a_batch_whose_role_may_not_read_or_write_is_told_how_it_may(cloud, pets):
+    bucket = f"sagemaker-{aws.REGION}-123456789012"
+    pets("deploy")
+    cloud.client("s3").put_object(Bucket=bucket, Key="photos/cat.jpg", Body=b"x")
+    left = cloud.left()
+    cloud.denied.add("s3:PutObject")
+    said = pets("transform", f"s3://{bucket}/photos", f"s3://{bucket}/answers", code=3)
+    assert f"lacks s3:PutObject on arn:aws:s3:::{bucket}/answers/answer.out" in said
+    assert f"`invoke role --create --read s3://{bucket}/photos --write s3://{bucket}/answers`" in said
+    assert cloud.left() == left
+
+
 def test_a_role_that_is_missing_or_not_sagemakers_is_told(cloud, pets):
     assert "there is no role arn:aws:iam::123456789012:role/no" in pets("deploy", "--role", "no", code=2)
     cloud.client("iam").create_role(RoleName="mine", AssumeRolePolicyDocument="{}")

@@ -28,8 +28,8 @@ def test_the_policies_are_printed_filled_in_and_nothing_is_made(cloud, capsys):
     run()
     printed = capsys.readouterr().out
     documents = json.loads(printed)
-    assert set(documents) == {"execution_role", "ttl_role", "build_role", "deployer"}
-    assert "$" not in printed
+    assert set(documents) == {"execution_role", "ttl_role", "build_role", "deployer", "image_builder"}
+    assert re.findall(r"\$\{?\w+", printed) == ["${aws"]  # aws:username, which is IAM's own to fill in
     assert f"sagemaker-{aws.REGION}-123456789012/pets/*" in printed
     assert cloud.client("iam").list_roles()["Roles"] == []
 
@@ -48,7 +48,8 @@ def test_no_policy_allows_everything(file):
         actions = statement["Action"]
         assert not [a for a in ([actions] if type(actions) is str else actions) if "*" in a]
         if statement.get("Resource") == "*":
-            known = ("LogInToEcr", "Metrics", "Vpc", "Look", "Scaling")  # AWS knows no narrower resource
+            # AWS knows no narrower resource.
+            known = ("LogInToEcr", "Metrics", "Vpc", "Look", "Scaling", "WatchTheAlarmsOfAnUpdate")
             assert statement["Sid"] in known
 
 
@@ -56,8 +57,53 @@ def test_no_policy_allows_everything(file):
 def test_every_policy_is_short_enough_for_a_managed_one(region):
     partition = boto3.Session().get_partition_for_region(region)
     account = Aws(None, region, partition, "123456789012", "")
-    documents = role.policies(account, "p" * 40, None)
+    documents = role.policies(account, "p" * 40, with_flags("--kms-key", "k" * 36))
     assert max(len(json.dumps(one["policy"], separators=(",", ":"))) for one in documents.values()) <= 6144
+
+
+def statements(*words: str, who: str = "execution_role") -> list[dict]:
+    """A policy's, for these flags."""
+    documents = role.policies(connect(), "pets", with_flags(*words))
+    return documents[who]["policy"]["Statement"]
+
+
+def with_flags(*words: str):
+    return role.arguments(["--project", "pets", *words])
+
+
+def test_a_batch_may_read_and_write_elsewhere(cloud):
+    found = statements("--read", "s3://photos/2026/,s3://more", "--write", "s3://answers/x")
+    wanted = {
+        "s3:GetObject": ["arn:aws:s3:::photos/2026/*", "arn:aws:s3:::more/*"],
+        "s3:PutObject": ["arn:aws:s3:::answers/x/*"],
+        "s3:ListBucket": ["arn:aws:s3:::more", "arn:aws:s3:::photos"],
+    }
+    assert {one["Action"]: one["Resource"] for one in found[-3:]} == wanted
+    run("--create", "--write", "s3://answers")
+    policy = cloud.client("iam").get_role_policy(RoleName=EXECUTION, PolicyName="fastai-sagemaker")
+    assert "arn:aws:s3:::answers/*" in json.dumps(policy["PolicyDocument"])
+
+
+def test_a_key_of_ones_own_may_be_used_by_both(cloud):
+    for who in ("execution_role", "deployer"):
+        assert "kms:" not in json.dumps(statements(who=who))
+        found = statements("--kms-key", "abc", who=who)
+        assert found[-1]["Resource"] == f"arn:aws:kms:{aws.REGION}:123456789012:key/abc"
+
+
+def test_a_role_of_ones_own_is_the_one_that_is_handed_on(cloud):
+    (found,) = (
+        one for one in statements("--role", "mine", who="deployer") if one["Sid"].endswith("SageMaker")
+    )
+    assert found["Resource"] == "arn:aws:iam::123456789012:role/mine"
+
+
+@pytest.mark.parametrize("words", ["--read photos", "--write s3://", "--read s3://a,b"])
+def test_what_is_no_address_is_an_error_of_usage(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        with_flags(*words.split())
+    assert end.value.code == 2
+    assert "is no list like s3://bucket/prefix" in capsys.readouterr().err
 
 
 def test_the_role_is_made_and_again_is_the_same(cloud, capsys):

@@ -144,7 +144,7 @@ def test_an_address_given_for_one_run_beats_an_endpoint_in_the_configuration():
     [
         ("train", "train/train.py", {"out"}),
         ("package", "package/export.py", {"train", "out", "code"}),
-        ("local", "deploy/local.py", {"model"}),
+        ("local", "deploy/local.py", {"model", "docker", "instance", "memory", "base"}),
         ("predict", "client/cli.py", {"expect", "json", "no_thumbnails"}),
         ("bench", "bench/endpoint.py", {"out", "json", "yes"}),
         ("cost", "cost/estimate.py", COST_BY_TASKS),
