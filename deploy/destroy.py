@@ -165,9 +165,14 @@ def find_in_bucket(aws: Aws, project: str, bucket: str) -> Iterator[Item]:
     objects = listed(aws, "list_object_versions", ["Versions", "DeleteMarkers"], bucket, project)
     if objects:
         size = sum(one.get("Size", 0) for one in objects) / 1e6
-        name = f"s3://{bucket}/{project}/ ({len(objects)} objects, {size:.1f} MB)"
+        name = f"s3://{bucket}/{project}/ ({counted(objects)}, {size:.1f} MB)"
         keys = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in objects]
         yield Item("data", name, lambda: remove_objects(aws, bucket, keys))
+
+
+def counted(objects: list[dict]) -> str:
+    """How many, in words."""
+    return f"{len(objects)} object{'s' * (len(objects) != 1)}"
 
 
 def find_image(aws: Aws, project: str) -> Iterator[Item]:

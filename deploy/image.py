@@ -170,7 +170,7 @@ def find_context(aws: Aws, args: argparse.Namespace) -> list[destroy.Item]:
     objects = destroy.listed(aws, "list_object_versions", kinds, bucket, args.project)
     ours = [one for one in objects if one["Key"].startswith(folder)]
     keys = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in ours]
-    name = f"s3://{bucket}/{folder} ({len(keys)} objects)"
+    name = f"s3://{bucket}/{folder} ({destroy.counted(keys)})"
     return [destroy.Item("data", name, lambda: destroy.remove_objects(aws, bucket, keys))] if keys else []
 
 

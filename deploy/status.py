@@ -156,13 +156,19 @@ def table(one: dict) -> Table:
 
     for key, text in endpoint_rows(one) if one["status"] else [("state", "there is no endpoint")]:
         add(key, text)
-    end = one["ends"]
-    add("ends", f"{end:%Y-%m-%d %H:%M} UTC, in {left(end)}" if end else "not by itself")
+    if end := one["ends"]:
+        add("ends", f"{end:%Y-%m-%d %H:%M} UTC, in {left(end)}")
+    elif one["status"]:
+        add("ends", "not by itself")
     if one["scaling"] and not one["status"]:
         add("scaling", f"{one['scaling']['min']} to {one['scaling']['max']} instances")
     for key in ("configurations", "models", "alarms"):
         if one[key]:
             add(key, "\n".join(one[key]))
+    if not one["status"] and any(
+        one[key] for key in ("ends", "scaling", "configurations", "models", "alarms")
+    ):
+        add("left over", "what is named here: `invoke destroy` removes it")
     for note in one["notes"]:
         add("note", note)
     return rows

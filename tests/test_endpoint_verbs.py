@@ -219,6 +219,7 @@ def test_status_says_age_end_scaling_and_leftovers(cloud, pets):
     said = pets("status", code=1)
     assert "there is no endpoint" in said
     assert re.search("models +│ pets-", said)
+    assert "left over" in said
 
 
 def test_an_endpoint_that_is_not_proven_is_not_called_live(cloud, pets):

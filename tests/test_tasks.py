@@ -161,6 +161,22 @@ def test_a_section_of_the_configuration_is_its_scripts_flags(section, script, gi
     assert all(f"--{key.replace('_', '-')}" in help_ for key in PETS[section])
 
 
+def test_the_container_here_is_as_large_as_what_is_deployed():
+    (bare,) = said("local")
+    assert not [word for word in bare if word.startswith(("--docker", "--instance", "--memory"))]
+    (local,) = said("local", "--docker", INVOKE_DEPLOY_INSTANCE="ml.m5.xlarge")
+    assert "--docker" in local
+    assert value(local, "--instance") == "ml.m5.xlarge"
+    (test,) = said("test-local", "--docker", INVOKE_DEPLOY_KIND="serverless", INVOKE_DEPLOY_MEMORY="2048")
+    assert value(test, "--memory") == "2048"
+    assert test.index("--docker") < test.index("client/cli.py")
+
+
+def test_what_is_destroyed_may_be_in_a_bucket_of_ones_own():
+    (destroy,) = said("destroy", "--data", INVOKE_UPLOAD_BUCKET="mine")
+    assert value(destroy, "--bucket") == "mine"
+
+
 def test_deploying_uploads_first_and_going_back_does_not():
     upload, deploy = said("deploy", "--ttl", "4h")
     assert upload[0] == "package/upload.py"
@@ -188,6 +204,18 @@ def test_pets_yaml_says_the_defaults_that_deploy_has_by_itself():
         own, same = ([verb, *words, "--project=pets", *some] for some in ([], flags))
         left, right = vars(parse(own)), vars(parse(same))
         assert {key: left[key] for key in PETS[verb]} == {key: right[key] for key in PETS[verb]}
+
+
+def test_the_readmes_table_has_every_setting_of_deploy_and_its_default():
+    text = (ROOT / "deploy/README.md").read_text().partition("## Settings")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `")]
+    keys = [re.findall(r"`(\w+)`", names) for names, _ in rows]
+    assert sorted(key for row in keys for key in row) == sorted(PETS["deploy"])
+    for names, (_, said) in zip(keys, rows, strict=True):
+        known = [PETS["deploy"][name] for name in names]
+        wanted = [str(value) for value in known if value not in (None, "")]
+        assert all(value in said for value in wanted), names
+        assert wanted or not re.search(r"\w", said) or "async" in said, names  # those two depend on the kind
 
 
 def test_bench_loads_one_endpoint_and_writes_into_build():
