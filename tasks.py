@@ -25,6 +25,7 @@ from invoke import Collection, Context, Exit, task
 ROOT = Path(__file__).resolve().parent
 MODEL = ("stack", "role", "environment", "tags", "kms_key", "subnets", "security_groups", "isolation")
 DEPLOYED = ("kind", "instance", "count", "memory", "provisioned", "max")  # what cost takes from deploy
+TARGET = 600  # what deploy takes for a blank `target` of instances that are scaled
 DEFAULTS = yaml.safe_load((ROOT / "config" / "pets.yaml").read_text())
 
 
@@ -301,8 +302,8 @@ def cost(
     given = [f"--{switch}" for switch, on in switches.items() if on]
     deployed = c.config["deploy"]
     same = {key: deployed[key] for key in DEPLOYED if flags[key] is None}
-    if flags["invocations"] is None and deployed["max"] and deployed["target"]:
-        same["invocations"] = deployed["target"]
+    if flags["invocations"] is None and deployed["max"]:
+        same["invocations"] = deployed["target"] or TARGET
     places = {"archive": build(c, "model.tar.gz"), "bench": build(c, "bench.json")}
     say(c, words("cost/estimate.py", *given, **flags | same, **places))
 

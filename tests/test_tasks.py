@@ -16,6 +16,7 @@ from conftest import ROOT, run
 
 import export
 import options
+import settings
 import train
 
 INVOKE = Path(sys.executable).with_name("invoke")
@@ -255,6 +256,9 @@ def test_cost_is_of_the_deployment_unless_it_says_otherwise():
         "4",
         "600",
     ]
+    parsed = run_path(str(ROOT / "deploy/endpoint.py"))["arguments"](["deploy", "--project=pets", "--max=4"])
+    settings.check(parsed)
+    assert parsed.target == 600
     assert {"--compare", "--json"} <= set(cost)
     assert "--example=guide" in said("cost", "--example")[0]
 
