@@ -216,6 +216,7 @@ def image(c: Context, flags: ChainMap, delete: bool = False, yes: bool = False) 
 def deploy(c: Context, flags: ChainMap, rollback: bool = False) -> None:
     """Make the endpoint on SageMaker, or change it (flags: deploy/endpoint.py deploy --help)."""
     if not rollback:
+        say(c, endpoint(c, "deploy", "--check", **flags))  # before anything is uploaded, or a build paid for
         say(c, upload(c))
         if flags["stack"] == "slim":
             runs = {key: flags[key] for key in ("kind", "instance")}
@@ -240,6 +241,8 @@ def logs(c: Context, follow: bool = False, since: str = "1h") -> None:
 def transform(c: Context, flags: ChainMap, source: str, to: str) -> None:
     """Answer every picture under s3://SOURCE into s3://TO (flags: deploy/endpoint.py transform --help)."""
     model = {key: c.config["deploy"][key] for key in MODEL}
+    if model["stack"] == "slim":
+        say(c, image_words(c, **dict(c.config["image"]) | {"instance": flags["instance"]}))
     say(c, endpoint(c, "transform", source, to, **model, **flags))
 
 

@@ -64,9 +64,21 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--image", help="to run; default: the newest one built here")
     add("--memory", type=numbers, default=[1024, 2048, 3072, 4096, 5120, 6144], help="limits in MB")
     add("--cpus", type=numbers, default=[2], help="limits, such as 0.5,1,2")
-    add("--rounds", type=int, default=5, help="starts of each, of which the median is shown (%(default)s)")
+    add(
+        "--rounds",
+        type=positive,
+        default=5,
+        help="starts of each; the median is shown (%(default)s)",
+    )
     add("--json", action="store_true", help="print JSON and nothing else")
     return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def numbers(text: str) -> list[float]:
@@ -106,7 +118,9 @@ def start_and_ask(image: str, model: Path, memory: float, cpus: float) -> dict[s
         times = []
         for _ in range(ANSWERS):
             begin = time.perf_counter()
-            session.post(server.url, photo, headers={"Content-Type": "image/jpeg"}, timeout=60)
+            asked = session.post(server.url, photo, headers={"Content-Type": "image/jpeg"}, timeout=60)
+            if asked.status_code != 200:
+                raise BenchError(f"the container answers with {asked.status_code}: {asked.text[:200]}")
             times.append(time.perf_counter() - begin)
         megabytes = in_use(name)
     return {"cold_s": cold, "p50_ms": 1000 * statistics.median(times), "used_mb": megabytes}

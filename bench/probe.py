@@ -131,6 +131,8 @@ def floor(args: argparse.Namespace) -> None:
 def rate(model: object, operations: int, precision: str, threads: int, seconds: float) -> float:
     """GFLOP/s of an OpenVINO model: the median of its calls."""
     import numpy as np
+
+    sys.modules.setdefault("openvino_telemetry", None)  # as serve/engine.py
     import openvino
 
     options = {

@@ -52,7 +52,8 @@ def on_sagemaker(name: str, connections: int) -> Ask:
     try:
         runtime = boto3.Session().client("sagemaker-runtime", config=config)
     except BotoCoreError as error:
-        raise BenchError(f"AWS is not set up here: {error}; run `aws configure`") from None
+        said = str(error).rstrip(".")
+        raise BenchError(f"AWS is not set up here: {said}; run `aws configure`") from None
     kinds = {name.replace("-", ""): kind for name, kind in HEADERS.items()}
 
     def ask(body: bytes) -> str | None:

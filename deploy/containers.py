@@ -22,9 +22,7 @@ def running(model: Path, stack: str, base: str | None, limits: list[str]) -> Ite
 
     `base` is context.build's; `limits` are `docker run`'s flags. Raises Stop.
     """
-    if not context.is_there_docker():
-        raise Stop(3, "no Docker engine answers here: start one, or leave --docker out")
-    image = context.build(context.here(), base) if stack == "plain" else RAY_IMAGE
+    image = context.build(context.here(), base) if stack == "plain" else context.pull(RAY_IMAGE)
     name, port = f"local-endpoint-{uuid.uuid4().hex[:8]}", free_port()
     sealed = ["--read-only", "--tmpfs", "/tmp"] if stack == "plain" else []  # noqa: S108 - the container's own
     mount = ["--mount", f"type=bind,source={model},target=/opt/ml/model,readonly"]
@@ -34,6 +32,12 @@ def running(model: Path, stack: str, base: str | None, limits: list[str]) -> Ite
         stop.callback(subprocess.run, ["docker", "rm", "--force", name], capture_output=True, check=False)
         stop.callback(stop_session, process)
         yield Running(process, f"http://{HOST}:{port}", Path(folder) / "log")
+
+
+def check_engine() -> None:
+    """Raises Stop where no Docker answers."""
+    if not context.is_there_docker():
+        raise Stop(3, "no Docker engine answers here: start one, or leave --docker out")
 
 
 def published(port: int, stack: str) -> list[str]:

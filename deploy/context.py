@@ -51,11 +51,18 @@ def build(architecture: str, base: str | None = None) -> str:
         return name
     words = ["--platform", f"linux/{architecture}", "--tag", name, *proxied()]
     words += ["--build-arg", f"BASE={base}"] if base else []
-    print(f"building {name} from serve/Dockerfile", flush=True)
+    print(f"building {name} from serve/Dockerfile{f' on {base}' if base else ''}", flush=True)
     done = subprocess.run(["docker", "build", *words, str(FOLDER)], env=plainly(), check=False)
     if done.returncode:
         raise Stop(3, f"Docker could not build {name}: what it printed says why; then repeat the command")
     return name
+
+
+def pull(image: str) -> str:
+    """Fetch an image, unless it is here, for all to see; its name. Raises Stop."""
+    if not is_here(image) and subprocess.run(["docker", "pull", image], check=False).returncode:
+        raise Stop(3, f"Docker could not fetch {image}: what it printed says why; then repeat the command")
+    return image
 
 
 def is_there_docker() -> bool:
@@ -68,8 +75,8 @@ def is_there_docker() -> bool:
 
 def processors() -> int:
     """How many the engine has, which on a laptop is a virtual machine of its own."""
-    done = subprocess.run(["docker", "info", "--format", "{{.NCPU}}"], capture_output=True, check=True)
-    return int(done.stdout)
+    done = subprocess.run(["docker", "info", "--format", "{{.NCPU}}"], capture_output=True, check=False)
+    return int(done.stdout) if done.stdout.strip().isdigit() else os.cpu_count() or 1
 
 
 def is_here(name: str) -> bool:

@@ -15,6 +15,7 @@ import destroy
 import gate
 import logs
 import preflight
+import registry
 import settings
 import status
 import transform
@@ -25,7 +26,7 @@ from diagnose import explain
 from grey import grey_picture
 from hourly import of_variant, span
 from names import check_project, log_group
-from plan import Plan, make_plan, read_archive
+from plan import Plan, check_instance, make_plan, read_archive
 from role import find_role
 from state import State, describe_config, kind_of, variant_of
 
@@ -58,6 +59,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
     one = verb("deploy", deploy, "make the endpoint, or change it without a pause")
     one.add_argument("--rollback", action="store_true", help="go back to what was served before")
+    one.add_argument("--check", action="store_true", help="look at settings and roles, make nothing")
     settings.add_model_arguments(one)
     settings.add_endpoint_arguments(one)
     one = verb("status", show_status, "what runs, how it does, what it costs")
@@ -97,9 +99,16 @@ def end(aws: Aws, args: argparse.Namespace) -> int:
 
 def deploy(aws: Aws, args: argparse.Namespace) -> int:
     """The verb `deploy`: plan, price, preflight, make, gate; what fails is undone."""
+    project = args.project
     if args.rollback:
         return roll_back(aws, args)
-    project = args.project
+    if args.check:
+        gate.question(args.build)
+        if args.kind != "serverless":
+            check_instance(aws, args.instance)
+        find_role(aws, args.role, project)
+        ttl.check(aws, project, args.ttl)
+        return 0
     archive = read_archive(args.build, aws)
     question = gate.question(args.build)
     plan = make_plan(aws, project, archive, find_role(aws, args.role, project), args)
@@ -179,6 +188,7 @@ def roll_back(aws: Aws, args: argparse.Namespace) -> int:
     name, model = config["EndpointConfigName"], variant_of(config)["ModelName"]
     container = aws("sagemaker").describe_model(ModelName=model)["PrimaryContainer"]
     bucket = container["ModelDataUrl"].removeprefix("s3://").partition("/")[0]
+    registry.check_image(aws, project, container["Image"])
     print(f"change endpoint {project} in {aws.region} back to {name}")
     say_price(aws, config, args)
     start = datetime.now(UTC)

@@ -41,6 +41,8 @@ def question(build: Path, compare: bool = True) -> Question:
         best = max(usable, key=lambda e: (e["predicted"] == e["labels"], e["confidence"]))
         file = source.parent / best["file"]
         return Question(file.name, file.read_bytes(), set(best["predicted"]) if compare else None)
+    except FileNotFoundError as error:
+        raise Stop(2, f"there is no {error.filename}, to ask about: run `invoke train` first") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Stop(2, f"{source} names no picture to ask ({error}): run `invoke train` first") from None
 

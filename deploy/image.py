@@ -49,7 +49,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--bucket", help="where CodeBuild finds what it builds; default: SageMaker's own")
     add("--builder", choices=BUILDERS, help="default: docker where it runs here, else codebuild")
     add("--fail-on", choices=("critical", "high"), help="end with 1 if ECR's scan finds this or worse")
-    add("--base", default=os.environ.get("BASE_IMAGE"), help="in place of the Dockerfile's own base image")
+    add("--base", help="in place of the Dockerfile's own base image")
     add("--delete", action="store_true", help="remove the images and all that made them")
     add("--yes", action="store_true", help="delete without asking, even what a live endpoint uses")
     return parser.parse_args(argv)

@@ -81,12 +81,13 @@ def serve(args: argparse.Namespace, listener: socket.socket) -> int:
         print(f"ask it: python client/cli.py PICTURE... --url {url}", flush=True)
         print(f"log: {running.log}; Ctrl-C ends it", flush=True)
         running.process.wait()
-        raise Stop(3, f"the server ended by itself; its log ends with:\n{tail(running.log)}")
+        raise Stop(3, f"the server ended by itself{ending(running)}; its log ends with:\n{tail(running.log)}")
 
 
 def container(model: Path, args: argparse.Namespace) -> AbstractContextManager[Running]:
     """The server that the command line asks for."""
     if args.docker:
+        containers.check_engine()
         return containers.running(model, args.stack, args.base, containers.limits(args.instance, args.memory))
     return bare(model, args.stack)
 
@@ -117,8 +118,15 @@ def wait_until_it_answers(running: Running, path: str) -> None:
         if ask("POST", running.url + path, 5, grey_picture())[0] == 200:
             return
         time.sleep(0.1)
-    what = "ended" if process.poll() is not None else f"did not answer within {START_SECONDS} s"
+    ended = process.poll() is not None
+    what = f"ended{ending(running)}" if ended else f"did not answer within {START_SECONDS} s"
     raise Stop(1, f"the server {what}; its log ends with:\n{tail(running.log)}")
+
+
+def ending(running: Running) -> str:
+    """What an exit code says by itself: a container over its memory is killed, without a word in its log."""
+    killed = running.process.returncode in (137, -9)
+    return ", killed from outside: was its memory too small?" if killed else ""
 
 
 def tail(log: Path, lines: int = 20) -> str:

@@ -11,6 +11,11 @@ from aws import Aws, Stop
 from images import image, machine_image
 from names import KIND, PROJECT, VARIANT, content_name
 
+RAY = {
+    "RAYSERVE_BACKEND_TIMEOUT": "55",  # SageMaker gives up at 60 s
+    "MALLOC_MMAP_THRESHOLD_": "4194304",  # gives large pictures' memory back, as serve/Dockerfile says
+}
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -79,7 +84,7 @@ def check_instance(aws: Aws, instance: str, shape: str = "ProductionVariantInsta
 def model_request(aws: Aws, project: str, archive: Archive, role: str, settings: Namespace) -> dict:
     """CreateModel: an image, an archive, an environment, a role, and the network that it may see."""
     closed = {} if settings.urls else {"SERVE_URLS": "off"}
-    ray = {"RAYSERVE_BACKEND_TIMEOUT": "55"} if settings.stack == "ray" else {}  # SageMaker gives up at 60 s
+    ray = RAY if settings.stack == "ray" else {}
     request = {
         "PrimaryContainer": {
             "Image": image(aws, settings),

@@ -62,7 +62,9 @@ def role_may(aws: Aws, project: str, arn: str, actions: list[tuple[str, str]]) -
     """Raises Stop when the role is missing, is not SageMaker's, or may not do one of these on a resource."""
     role = unless_missing(aws("iam").get_role, RoleName=arn.rpartition("/")[2])
     if role is None:
-        raise Stop(2, f"there is no role {arn}: `invoke role --create` makes one")
+        ours = role_name(project) in arn
+        way = "`invoke role --create` makes it" if ours else "correct `role`, or leave it out"
+        raise Stop(2, f"there is no role {arn}: {way}")
     if "sagemaker.amazonaws.com" not in str(role["Role"]["AssumeRolePolicyDocument"]):
         raise Stop(2, f"SageMaker may not use {arn}: its trust policy must name sagemaker.amazonaws.com")
     for action, resource in denied(aws("iam"), arn, actions):

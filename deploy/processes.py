@@ -32,6 +32,7 @@ def bare(model: Path, stack: str) -> Iterator[Running]:
         "PYTHONPATH": f"{model}:{model / 'code'}",  # as in the container
         "PYTHONDONTWRITEBYTECODE": "1",  # the model folder stays what was packaged
         "SM_MODEL_DIR": str(model),
+        "MALLOC_MMAP_THRESHOLD_": "4194304",  # as serve/Dockerfile
         "RAY_ADDRESS": "local",  # a cluster of its own, whatever else runs here
         "RAY_USAGE_STATS_ENABLED": "0",
     }

@@ -71,6 +71,17 @@ def find_image(aws: Aws, project: str, tag: str) -> dict | None:
     return found["imageDetails"][0] if found else None
 
 
+def check_image(aws: Aws, project: str, uri: str) -> None:
+    """Raises Stop when an image of this repository, named by its digest, is no longer there."""
+    repository, _, digest = uri.partition("@")
+    if not digest or not repository.endswith(f"/{image_name(project)}"):
+        return
+    wanted = {"repositoryName": image_name(project), "imageIds": [{"imageDigest": digest}]}
+    if unless_missing(aws("ecr").describe_images, **wanted) is None:
+        text = f"{uri} is no longer in ECR, which keeps the last {KEEP} images"
+        raise Stop(1, f"{text}: `invoke deploy` makes it anew")
+
+
 def remove_repository(aws: Aws, project: str) -> None:
     """Delete the repository with its images."""
     unless_missing(aws("ecr").delete_repository, repositoryName=image_name(project), force=True)
@@ -157,7 +168,7 @@ def single_manifest(ecr: object, name: str, image_id: dict, architecture: str) -
     manifest = json.loads(answer["images"][0]["imageManifest"])
     if "manifests" not in manifest:
         return manifest, []
-    parts = {one["platform"]["architecture"]: one["digest"] for one in manifest["manifests"]}
+    parts = {one.get("platform", {}).get("architecture"): one["digest"] for one in manifest["manifests"]}
     if architecture not in parts:
         raise Stop(3, f"what was pushed to {name} has no image for {architecture}: delete it and repeat")
     chosen, _ = single_manifest(ecr, name, {"imageDigest": parts[architecture]}, architecture)

@@ -116,14 +116,14 @@ def policies(aws: Aws, project: str, args: argparse.Namespace) -> dict:
     def trust(service: str) -> dict:
         return fill("trust", service=f"{service}.amazonaws.com")
 
-    execution, deployer = fill("execution"), fill("deployer")
+    execution, deployer, build = fill("execution"), fill("deployer"), fill("build")
     execution["Statement"] += for_batches(aws, args.read, args.write)
-    for policy in (execution, deployer) if args.kms_key else ():
+    for policy in (execution, deployer, build) if args.kms_key else ():
         policy["Statement"] += fill("key")["Statement"]
     return {
         "execution_role": {"trust": trust("sagemaker"), "policy": execution},
         "ttl_role": {"trust": trust("scheduler"), "policy": fill("ttl")},
-        "build_role": {"trust": trust("codebuild"), "policy": fill("build")},
+        "build_role": {"trust": trust("codebuild"), "policy": build},
         "deployer": {"policy": deployer},
         "image_builder": {"policy": fill("builder")},
     }

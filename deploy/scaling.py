@@ -1,9 +1,10 @@
 """How many instances, by load; and the alarms that wake an endpoint or roll an update back."""
 
 from argparse import Namespace
+from functools import partial
 from typing import Any
 
-from aws import Aws, pages, unless_missing
+from aws import Aws, pages, unless_denied, unless_missing
 from names import PROJECT, VARIANT, alarm_prefix, scaled, tag_list
 
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
@@ -80,9 +81,9 @@ def remember(aws: Aws, project: str) -> list[tuple[str, dict]]:
         return []
     variant = {key: found[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
     limits = {key: found[key] for key in ("MinCapacity", "MaxCapacity")}
-    policies = pages(
-        aws("application-autoscaling"), "describe_scaling_policies", "ScalingPolicies", **variant
-    )
+    client = aws("application-autoscaling")
+    look = partial(pages, client, "describe_scaling_policies", "ScalingPolicies", **variant)
+    policies = unless_denied(look) or []
     own = ("PolicyName", "PolicyType")
     rules = ("TargetTrackingScalingPolicyConfiguration", "StepScalingPolicyConfiguration")
     calls = [{key: one[key] for key in (*own, *rules) if key in one} for one in policies]

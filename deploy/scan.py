@@ -49,7 +49,8 @@ def show(found: dict) -> None:
         print(f"scan: {status(found)}, so nothing is known of the image: {said}")
         return
     many = counts(found)
-    print("scan: " + (", ".join(f"{many[key]} {key}" for key in SEVERITIES if key in many) or "no findings"))
+    known = [*SEVERITIES, *sorted(set(many) - set(SEVERITIES))]
+    print("scan: " + (", ".join(f"{many[key]} {key}" for key in known if key in many) or "no findings"))
     for severity, name, package in worst(found)[:SHOWN]:
         print(f"  {severity:13} {name:18} {package}")
     if sum(many.values()) > SHOWN:
@@ -69,15 +70,17 @@ def counts(found: dict) -> dict[str, int]:
 
 def worst(found: dict) -> list[tuple[str, str, str]]:
     """Severity, name and package of every finding, the worst first; of ECR's own scan, or of Inspector's."""
-    rows = []
-    for one in found["imageScanFindings"].get("findings", []):
+    rows, said_of = [], found.get("imageScanFindings", {})
+    for one in said_of.get("findings", []):
         said = {pair["key"]: pair.get("value", "") for pair in one.get("attributes", [])}
         package = f"{said.get('package_name', '')} {said.get('package_version', '')}".strip()
-        rows.append((one["severity"], one["name"], package))
-    for one in found["imageScanFindings"].get("enhancedFindings", []):
+        rows.append((one.get("severity", "UNDEFINED"), one.get("name", "?"), package))
+    for one in said_of.get("enhancedFindings", []):
         details = one.get("packageVulnerabilityDetails", {})
-        names = [f"{each['name']} {each['version']}" for each in details.get("vulnerablePackages", [])]
-        rows.append((one["severity"], details.get("vulnerabilityId") or one["title"], ", ".join(names[:2])))
+        parts = details.get("vulnerablePackages", [])
+        names = ", ".join(f"{each.get('name')} {each.get('version')}" for each in parts[:2])
+        title = details.get("vulnerabilityId") or one.get("title", "?")
+        rows.append((one.get("severity", "UNDEFINED"), title, names))
     order = {severity: number for number, severity in enumerate(SEVERITIES)}
     return sorted(rows, key=lambda row: (order.get(row[0], len(order)), row[1]))
 

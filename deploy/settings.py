@@ -92,6 +92,9 @@ def decide_isolation(args: argparse.Namespace) -> None:
     closed = args.stack == "slim" if args.isolation is None else args.isolation
     args.urls = not closed
     args.isolation = closed and (args.isolation is True or getattr(args, "kind", "") != "serverless")
+    if args.isolation and args.stack == "ray" and getattr(args, "kind", "") != "serverless":
+        text = "AWS's Ray container fetches packages when it starts, which `isolation` forbids"
+        raise Stop(2, f"{text}: use stack slim, or leave isolation out")
 
 
 def check_serverless(args: argparse.Namespace) -> None:
@@ -111,6 +114,8 @@ def check_serverless(args: argparse.Namespace) -> None:
 
 def check_scaling(args: argparse.Namespace) -> None:
     """From none (async) or one instance up."""
+    if args.min not in (None, 1) and not args.max:
+        raise Stop(2, "`min` is for autoscaling, which `max` switches on: give both, or `count` alone")
     if args.min is None:
         args.min = 0 if args.kind == "async" and args.max else 1
     if args.target is None:

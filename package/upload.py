@@ -75,6 +75,9 @@ def upload(args: argparse.Namespace) -> int:
     """Put the archive where it belongs, and write down where that is. Raises what botocore raises."""
     import boto3
 
+    if len(args.project) > 40 or not re.fullmatch("[a-z0-9](-*[a-z0-9])*", args.project):  # as deploy says
+        text = "a project on SageMaker is called by small letters, digits and dashes, at most 40"
+        raise UploadError(f"{text}, not {args.project!r}: change `project`", 2)
     session = boto3.Session()
     if session.get_credentials() is None:
         if args.optional:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,8 @@ MODES = {
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 log = logging.getLogger("engine")
+# Without this package, which it can do without, OpenVINO does not tell Google Analytics that it was imported.
+sys.modules.setdefault("openvino_telemetry", None)
 
 
 class Engine(NamedTuple):
@@ -95,6 +98,15 @@ def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         if quota > 0:
             return max(1, min(count, math.ceil(quota / period)))
     return count
+
+
+def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this container may use: the machine's, if nobody limits it."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of the second version of cgroups, the first
+        with suppress(OSError, ValueError):  # no such file, or no limit, which the second says as "max"
+            limits.append(int((cgroup / file).read_text()))
+    return min(limits)
 
 
 def on_cpu(file: Path, precision: str) -> Callable[[list[np.ndarray]], np.ndarray]:

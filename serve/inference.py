@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from engine import Engine, cpus, load
+from engine import Engine, cpus, load, memory
 from fetch import FailedError, RefusedError, fetch
 from pixels import NotAPictureError, TooLargeError, open_picture, to_pixels
 
@@ -37,7 +37,8 @@ MAX_BODY = 25 * 10**6  # bytes; what SageMaker's real-time endpoints accept
 MAX_PICTURES = 32
 FETCH_SECONDS = 15  # for all the addresses of one request together
 ADDRESSED = 16  # requests that may wait for addresses at once
-DECODERS = cpus() + 1  # requests that decode at once, while one of them has the engine
+# Requests that decode at once, while one of them has the engine; a picture of 50 megapixels takes 350 MB.
+DECODERS = max(1, min(cpus() + 1, (memory() - 400 * 10**6) // (350 * 10**6)))
 PICTURE_TYPES = ("application/x-image", "application/octet-stream")
 ACCEPTS = ("application/json", "application/jsonlines", "application/x-npy")
 
@@ -189,7 +190,7 @@ def handle(model: Model | None, body: bytes, headers: dict[str, str], request_id
     except RequestError as error:
         return refuse(error)
     except Exception:
-        ticket = request_id[:64] or uuid.uuid4().hex[:12]
+        ticket = request_id or uuid.uuid4().hex[:12]
         log.exception("request %s failed", ticket)
         text = f"the server failed on this request; its log says why under {ticket}"
         return refuse(RequestError(500, "internal", text))

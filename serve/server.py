@@ -59,7 +59,8 @@ async def answer(model: Model | None, request: Request) -> Response:
     `id`, which a failure of ours repeats, and the `bytes` of its body in `request.state`.
     """
     state = request.state
-    state.id = request.headers.get("x-amzn-sagemaker-inference-id") or uuid.uuid4().hex[:12]
+    given = request.headers.get("x-amzn-sagemaker-inference-id", "")[:64]
+    state.id = given if given.isascii() and given.isprintable() and given else uuid.uuid4().hex[:12]
     state.bytes = 0
     if places.locked():
         return reply(refuse(RequestError(503, "busy", "too many requests at once: try again in a second")))

@@ -1,13 +1,14 @@
 """The image of serve/Dockerfile: what starts it, what is in it, and how it behaves as SageMaker runs it."""
 
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import requests
 from conftest import LABELS, ROOT, run, serving
+from PIL import Image
 
 import containers
 import context
@@ -46,6 +48,11 @@ def test_an_archive_without_code_is_told(tmp_path):
     done = start("serve", SM_MODEL_DIR=str(tmp_path), SERVE_CODE="archive")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "`invoke package` makes archives that have it" in done.stderr
+
+
+def test_another_word_for_the_code_is_told(tmp_path):
+    done = start("serve", SM_MODEL_DIR=str(tmp_path), SERVE_CODE="archiv")
+    assert (done.returncode, done.stderr) == (1, "error: SERVE_CODE is image or archive, not 'archiv'\n")
 
 
 @pytest.mark.parametrize(("asked", "runs"), [("", "image"), ("archive", "archive"), ("image", "image")])
@@ -175,29 +182,133 @@ def test_it_runs_as_nobody_in_a_sealed_container_with_a_limit(docker_endpoint):
     )
     process = psutil.Process(int(inspect(docker_endpoint, "{{.State.Pid}}")))
     assert (process.uids().effective, process.gids().effective) == (65534, 65534)
-    assert "server.py" in " ".join(process.cmdline())
+    assert process.cmdline()[-2:] == ["/opt/serve/container.py", "serve"]
 
 
-def test_a_request_in_flight_is_answered_when_the_container_is_stopped(project, docker):
-    """SIGTERM while eight callers wait for their answers; as on AWS, nobody asks anew after that."""
+def address(endpoint) -> tuple[str, int]:
+    """Where an endpoint's container itself listens."""
+    (process,) = psutil.Process(endpoint.process.pid).children()
+    words = " ".join(process.cmdline())
+    return "127.0.0.1", int(
+        re.search(r"BIND_TO_PORT=(\d+)|--publish 127.0.0.1:(\d+):", words).expand(r"\1\2")
+    )
+
+
+def test_requests_in_flight_are_answered_when_the_container_is_stopped(project, docker):
+    """SIGTERM while eight callers have sent half a picture; the rest comes well after the server knows."""
     picture = sorted((project / "train" / "pictures").iterdir())[0].read_bytes()
-    over = threading.Event()
-    with serving(project, "plain", None, "--docker") as endpoint, ThreadPoolExecutor(8) as pool:
-
-        def ask() -> list[int]:
-            statuses = []
-            while not over.is_set():
-                statuses.append(requests.post(f"{endpoint.url}/invocations", picture, timeout=30).status_code)
-            return statuses
-
-        asking = [pool.submit(ask) for _ in range(8)]
-        time.sleep(1)
-        over.set()
+    head = f"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+    with serving(project, "plain", None, "--docker") as endpoint:
+        callers = [socket.create_connection(address(endpoint), timeout=30) for _ in range(8)]
+        for caller in callers:
+            caller.sendall(head + picture[:100])
+        time.sleep(0.5)
         docker_says("kill", "--signal", "TERM", name_of(endpoint))
-        statuses = [status for one in asking for status in one.result()]
+        time.sleep(3)
+        for caller in callers:
+            caller.sendall(picture[100:])
+        answers = [caller.recv(17) for caller in callers]
+        for caller in callers:
+            caller.close()
         assert endpoint.process.wait(40) == 3
-    assert len(statuses) > 8
-    assert set(statuses) == {200}
+    assert answers == [b"HTTP/1.1 200 OK\r\n"] * 8
+
+
+def test_it_ends_at_once_when_it_is_stopped_before_it_listens(project, docker):
+    image = context.build(context.here(), os.environ.get("BASE_IMAGE"))
+    mount = f"type=bind,source={project / 'model'},target=/opt/ml/model,readonly"
+    name = docker_says("run", "--detach", "--network", "none", "--mount", mount, image, "serve")
+    try:
+        wait_for_handler(int(docker_says("inspect", "--format", "{{.State.Pid}}", name)))
+        begin = time.monotonic()
+        docker_says("stop", "--time", "20", name)
+        assert time.monotonic() - begin < 10
+    finally:
+        docker_says("rm", "--force", name)
+
+
+@pytest.mark.parametrize("case", ["no capabilities", "a closed folder", "a link to nothing"])
+def test_it_stays_root_with_a_warning_where_it_must(project, tmp_path, docker, case):
+    image = context.build(context.here(), os.environ.get("BASE_IMAGE"))
+    model = Path(shutil.copytree(project / "model", tmp_path / "model"))
+    flags, reason = [], "nobody else may read /opt/ml/model/extra"
+    if case == "no capabilities":
+        flags, reason = ["--cap-drop", "ALL"], "Operation not permitted"
+    elif case == "a closed folder":
+        (model / "extra").mkdir(mode=0o700)
+    else:
+        (model / "extra").symlink_to("nothing")
+    mount = f"type=bind,source={model},target=/opt/ml/model"
+    name = docker_says("run", "--detach", "--network", "none", *flags, "--mount", mount, image, "serve")
+    try:
+        wait_for_line(name, "INFO server: ready")
+        assert "WARNING container: stays root: " in log_of(name)
+        assert reason in log_of(name)
+        assert "Traceback" not in log_of(name)
+    finally:
+        docker_says("rm", "--force", name)
+
+
+def wait_for_handler(pid: int) -> None:
+    """Until a process has a handler for SIGTERM, as Linux says."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1]
+        if int(caught, 16) >> (signal.SIGTERM - 1) & 1:
+            return
+    raise AssertionError("no handler")
+
+
+def log_of(name: str) -> str:
+    done = subprocess.run(["docker", "logs", name], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def wait_for_line(name: str, text: str) -> None:
+    deadline = time.monotonic() + 30
+    while text not in log_of(name):
+        assert time.monotonic() < deadline, log_of(name)
+        time.sleep(0.1)
+
+
+def test_files_that_were_closed_when_the_image_was_built_are_open_in_it(tmp_path, monkeypatch, docker):
+    shutil.copytree(SERVE, tmp_path / "serve")
+    for file in (tmp_path / "serve").iterdir():
+        if file.is_file():
+            file.chmod(0o600)
+    with open(tmp_path / "serve" / "app.py", "a") as file:
+        file.write("# another image\n")
+    monkeypatch.setattr(context, "FOLDER", tmp_path / "serve")
+    image = context.build(context.here(), os.environ.get("BASE_IMAGE"))
+    nobody = [
+        "docker",
+        "run",
+        "--rm",
+        "--user",
+        "65534",
+        "--entrypoint",
+        "cat",
+        image,
+        "/opt/serve/server.py",
+    ]
+    assert subprocess.run(nobody, capture_output=True, check=True).stdout
+    docker_says("image", "rm", image)
+
+
+def test_nothing_in_the_image_gives_back_root(docker):
+    assert in_image("find", "/", "-xdev", "-perm", "/6000", "-type", "f") == ""
+
+
+def test_four_large_pictures_at_once_fit_into_one_gigabyte(docker_endpoint):
+    """49 megapixels take 350 MB while they are read: more than two at a time would not."""
+    file = io.BytesIO()
+    Image.new("RGBA", (7000, 7000), "grey").save(file, "PNG")
+    with ThreadPoolExecutor(4) as pool:
+        asked = [
+            pool.submit(requests.post, f"{docker_endpoint.url}/invocations", file.getvalue(), timeout=120)
+            for _ in range(4)
+        ]
+        assert [one.result().status_code for one in asked] == [200] * 4
 
 
 def test_the_model_is_refused_as_by_the_plain_server(project, tmp_path, docker):

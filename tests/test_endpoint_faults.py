@@ -20,6 +20,7 @@ ALWAYS = ("500", "cut", "denied", "limit", "expired")
 SILENT = {  # what nobody asked for is passed over without a word where it may not be done
     "cloudwatch:DescribeAlarms",
     "application-autoscaling:DescribeScalableTargets",
+    "application-autoscaling:DescribeScalingPolicies",
     "application-autoscaling:DeregisterScalableTarget",
     "scheduler:DeleteSchedule",
     "logs:DescribeLogStreams",

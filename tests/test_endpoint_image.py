@@ -33,7 +33,7 @@ import upload
 NAME = "fastai-sagemaker-pets"
 TAG = context.tag("amd64")
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
-BASE = os.environ.get("BASE_IMAGE")
+BASE = ["--base", os.environ["BASE_IMAGE"]] if "BASE_IMAGE" in os.environ else []
 REFUSED = "was not made by this tool"
 
 
@@ -43,7 +43,6 @@ def cloud(monkeypatch):
         cloud.answer = aws.knowing
         monkeypatch.setattr(codebuild, "PAUSE", 0.02)
         monkeypatch.setattr(scan, "LATE", 0)
-        monkeypatch.delenv("BASE_IMAGE", raising=False)
         yield cloud
 
 
@@ -654,11 +653,15 @@ def test_an_image_that_is_not_the_right_one_is_refused(cloud, shell, run, deploy
 
 
 def test_invoke_deploy_makes_the_image_first_and_only_for_slim():
-    assert [one[0] for one in said("deploy")] == ["package/upload.py", "deploy/endpoint.py"]
-    _, made, deployed = said("deploy", "--stack", "slim", "--instance", "ml.c7g.large")
+    check, upload, deploy = said("deploy")
+    assert ("--check" in check, upload[0], "--check" in deploy) == (True, "package/upload.py", False)
+    checked, _, made, deployed = said("deploy", "--stack", "slim", "--instance", "ml.c7g.large")
+    assert {"deploy", "--check", "--stack=slim"} <= set(checked)  # before a build is paid for
     assert made[0] == "deploy/image.py"
     assert (value(made, "--instance"), value(made, "--kind")) == ("ml.c7g.large", "real-time")
     assert value(made, "--build") == value(deployed, "--build")
+    made, run = said("transform", "s3://a/b", "s3://c/d", INVOKE_DEPLOY_STACK="slim")
+    assert (made[0], run[1]) == ("deploy/image.py", "transform")
     (made,) = said("image", "--instance", "ml.c7g.large", "--fail-on", "high")
     assert (value(made, "--instance"), value(made, "--fail-on")) == ("ml.c7g.large", "high")
     (made,) = said("image", "--delete", "--yes")
@@ -674,8 +677,6 @@ PASSWORD = "123456789012-auth-token"
 @pytest.fixture
 def hub(docker, cloud, monkeypatch):
     """A registry that a real Docker can push to, in ECR's place; its manifests are in moto's ECR."""
-    if BASE:
-        monkeypatch.setenv("BASE_IMAGE", BASE)
     with hub_running(cloud, PASSWORD) as hub:
 
         def describe(cloud, request, given):
@@ -699,21 +700,21 @@ def loadable(hub, tag: str) -> dict:
 
 
 def test_a_real_docker_builds_and_pushes(hub, run, tmp_path):
-    run("--builder", "docker")
+    run("--builder", "docker", *BASE)
     facts = written(tmp_path)
     configuration = loadable(hub, facts["tag"])
     assert configuration["config"]["Entrypoint"] == ["python3", "/opt/serve/container.py"]
     assert (configuration["architecture"], configuration["os"]) == (context.here(), "linux")
     name = f"{hub.address}/{NAME}:{facts['tag']}"
     assert not context.is_here(name)  # what Docker here keeps is the build's own name
-    assert "there already" in run("--builder", "docker")
+    assert "there already" in run("--builder", "docker", *BASE)
 
 
 def test_the_buildspec_by_hand_with_a_real_docker(hub, builder, run, tmp_path, monkeypatch):
     """As CodeBuild would: the zip in a clean folder, a real shell and Docker; only `aws` is not real."""
     (tmp_path / "bin" / "docker").unlink()
     monkeypatch.setenv("PASSWORD", PASSWORD)
-    run("--builder", "codebuild")
+    run("--builder", "codebuild", *BASE)
     assert loadable(hub, written(tmp_path)["tag"])["config"]["Cmd"] == ["serve"]
     name = f"{hub.address}/{NAME}:{written(tmp_path)['tag']}"
     subprocess.run(["docker", "image", "rm", name], capture_output=True, check=True)

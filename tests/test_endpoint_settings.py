@@ -20,6 +20,8 @@ from plan import Archive
 ARCHIVE = Archive("s3://bucket/pets/abc/model.tar.gz", "bucket", "abc" * 22)
 ROLE = "arn:aws:iam::123456789012:role/mine"
 
+OWN = f"123456789012.dkr.ecr.{aws.REGION}.amazonaws.com/mine:1"
+
 
 @pytest.fixture(scope="module")
 def account():
@@ -60,13 +62,20 @@ def test_the_least_that_is_asked_for(account):
 def test_what_is_equal_has_one_name_and_what_differs_has_another(account):
     assert made(account, "--count", "2").name == made(account, "--count", "2").name
     assert made(account, "--count", "2").model == made(account).model
-    words = (["--count", "2"], ["--environment", "A=1"], ["--isolation", "on"], ["--kms-key", "k"], [])
+    words = (
+        ["--count", "2"],
+        ["--environment", "A=1"],
+        ["--capture", "all"],
+        ["--kms-key", "k"],
+        [],
+    )
     assert len({made(account, *one).name for one in words}) == len(words)
     assert all(len(made(account, *one).name) <= 63 for one in words)
 
 
 def test_network_and_keys(account):
     words = ["--subnets", "subnet-1,subnet-2", "--security-groups", "sg-1", "--isolation", "on"]
+    words += ["--stack", OWN]
     one = made(account, *words, "--kms-key", "key", "--environment", "A='b c' B=", "--tags", "owner=me")
     assert one.model["VpcConfig"] == {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]}
     assert one.model["EnableNetworkIsolation"]
@@ -123,6 +132,8 @@ def test_an_image_of_ones_own(account):
         (["--kind", "serverless", "--memory", "1500"], "1024 to 6144 MB in steps of 1024, not 1500"),
         (["--kind", "serverless", "--concurrency", "201"], "`concurrency` of serverless is 1 to 200"),
         (["--kind", "serverless", "--provisioned", "6"], "`provisioned` not more than it"),
+        (["--min", "3"], "give both, or `count` alone"),
+        (["--isolation", "on"], "fetches packages when it starts"),
         (["--subnets", "subnet-1"], "a VPC needs both"),
         (["--startup", "30"], "`startup` is 60 to 3600 seconds, not 30"),
         (["--bake", "4000"], "`bake` is at most 3600"),
@@ -180,7 +191,7 @@ def test_botocore_takes_every_request(account):
         "on",
     ]
     both = [
-        made(account, *words, "--instance", "ml.g5.xlarge"),
+        made(account, *words, "--stack", OWN, "--instance", "ml.g5.xlarge", "--ami", images.TABLE["gpu_ami"]),
         made(account, "--kind", "async", *words[4:8]),
     ]
     both.append(made(account, "--kind", "serverless", "--provisioned", "2"))

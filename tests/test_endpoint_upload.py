@@ -112,6 +112,14 @@ def test_no_credentials_is_a_sentence(tmp_path, monkeypatch, capsys, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_that_sagemaker_does_not_take_is_told_before_anything_is_uploaded(cloud, tmp_path, capsys):
+    (tmp_path / "model.tar.gz").write_bytes(b"one")
+    places = ["--archive", str(tmp_path / "model.tar.gz"), "--out", str(tmp_path / "uploaded.json")]
+    assert upload.main([*places, "--project", "my_pets", "--optional"]) == 2
+    assert "not 'my_pets': change `project`" in capsys.readouterr().err
+    assert cloud.client("s3").list_buckets()["Buckets"] == []
+
+
 def test_local_packages_without_a_word_to_aws(tmp_path):
     said = invoke("--dry", "package", "--local").stderr
     assert "upload" not in said

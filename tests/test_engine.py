@@ -4,12 +4,14 @@ import inspect
 import json
 import os
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import engine
 
@@ -17,6 +19,15 @@ HOST = 8  # processors, as far as these tests say
 INTEL = "fpu sse2 avx512f avx512_vnni avx512_bf16"
 LAPTOP = "fpu sse2 avx2 avx_vnni"
 OLD = "fpu sse2 avx2 avx512f"
+
+
+def test_openvino_calls_nobody_when_it_is_imported(tmp_path):
+    """It would write down who it is, in the user's home, and tell Google Analytics."""
+    code = "import engine, sys; engine.can('fp32'); print(sys.modules['openvino_telemetry'])"
+    given = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "serve")}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

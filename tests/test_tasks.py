@@ -150,7 +150,7 @@ def test_an_address_given_for_one_run_beats_an_endpoint_in_the_configuration():
         ("bench", "bench/endpoint.py", {"out", "json", "yes"}),
         ("cost", "cost/estimate.py", COST_BY_TASKS),
         ("image", "deploy/image.py", {"project", "build", "kind", "bucket", "base", "delete", "yes"}),
-        ("deploy", "deploy/endpoint.py deploy", {"project", "build", "rollback"}),
+        ("deploy", "deploy/endpoint.py deploy", {"project", "build", "rollback", "check"}),
         ("transform", "deploy/endpoint.py transform", {"project", "build", *MODEL}),
     ],
 )
@@ -179,7 +179,8 @@ def test_what_is_destroyed_may_be_in_a_bucket_of_ones_own():
 
 
 def test_deploying_uploads_first_and_going_back_does_not():
-    upload, deploy = said("deploy", "--ttl", "4h")
+    check, upload, deploy = said("deploy", "--ttl", "4h")
+    assert {"deploy", "--check", "--ttl=4h"} <= set(check)
     assert upload[0] == "package/upload.py"
     assert value(upload, "--archive") == "build/pets/model.tar.gz"
     assert value(upload, "--out") == "build/pets/uploaded.json"
