@@ -14,6 +14,7 @@ import archive
 
 MEMBERS = [
     "code/app.py",
+    "code/container.py",
     "code/engine.py",
     "code/fetch.py",
     "code/inference.py",
