@@ -108,7 +108,7 @@ def test_the_printed_sha256_is_the_files(model, tmp_path, capsys):
     assert [path.name for path in out.parent.iterdir()] == ["model.tar.gz"]
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", archive.REQUIRED)
 def test_a_missing_file_is_named(model, tmp_path, capsys, name):
     (model / name).unlink()
     (tmp_path / "model.tar.gz").write_bytes(b"the one before")
