@@ -5,6 +5,7 @@ status, logs, transform and destroy are its other verbs. Every one of them may b
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from aws import Aws, Failure, Stop, connect, guarded
 from diagnose import explain
 from grey import grey_picture
 from hourly import of_variant, span
+from images import is_gpu
 from names import check_project, log_group
 from plan import Plan, check_instance, make_plan, read_archive
 from role import find_role
@@ -117,6 +119,7 @@ def deploy(aws: Aws, args: argparse.Namespace) -> int:
     new = before.config != plan.name
     refuse_another_kind(aws, plan, before)
     announce(aws, plan, before)
+    note_an_idle_gpu(args.build, plan.settings)
     if new:
         for note in preflight.check(aws, plan, instances_at_once(aws, plan, before)):
             print(f"note: {note}")
@@ -137,6 +140,15 @@ def announce(aws: Aws, plan: Plan, before: State) -> None:
     what = "make" if before.endpoint is None else "change" if before.config != plan.name else "keep"
     print(f"{what} endpoint {plan.project} in {aws.region}: {plan.settings.kind}, {plan.name}")
     say_price(aws, plan.config, plan.settings)
+
+
+def note_an_idle_gpu(build: Path, settings: argparse.Namespace) -> None:
+    """A GPU costs several times a processor's price, and a model that was packaged for one leaves it idle."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        use = json.loads((build / "model" / "model.json").read_text())["precision"]["use"]
+        if is_gpu(settings.instance) and not any(mode.startswith("cuda") for mode in use):
+            text = f"the GPU of {settings.instance} would idle, for this model was packaged for processors"
+            print(f"note: {text}: `invoke package --device cuda`", flush=True)
 
 
 def say_price(aws: Aws, config: dict, args: argparse.Namespace) -> None:

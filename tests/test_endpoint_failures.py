@@ -308,6 +308,15 @@ def test_an_endpoint_of_somebody_elses_is_left_alone(cloud, pets):
     assert cloud.left() == left
 
 
+def test_a_gpu_that_would_idle_is_noted(cloud, pets):
+    (pets.folder / "model").mkdir()
+    for use, noted in ((["bf16", "fp32"], True), (["cuda-fp16", "fp32"], False)):
+        (pets.folder / "model/model.json").write_text(json.dumps({"precision": {"use": use}}))
+        said = pets("deploy", "--instance", "ml.g5.xlarge")
+        assert ("the GPU of ml.g5.xlarge would idle" in said) == noted
+    assert "would idle" not in pets("deploy", "--instance", "ml.c7i.large")
+
+
 def test_an_endpoint_cannot_change_its_kind(cloud, pets):
     pets("deploy")
     left = cloud.left()
