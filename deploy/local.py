@@ -28,7 +28,7 @@ START_SECONDS = 120
 def main(argv: list[str] | None = None) -> int:
     """Serve one model folder until Ctrl-C, or while a command runs."""
     args = arguments(argv)
-    for sign in (signal.SIGTERM, signal.SIGHUP):
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the first is ignored in `command &`
         signal.signal(sign, interrupt)
     try:
         with open_socket(args.port) as listener:
