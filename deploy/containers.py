@@ -1,5 +1,6 @@
 """The container on this machine: `docker run IMAGE serve`, as SageMaker runs it and as large as on AWS."""
 
+import json
 import os
 import subprocess
 import tempfile
@@ -13,7 +14,9 @@ from hourly import size_of
 from processes import HOST, Running, free_port, start, stop_session
 from stop import Stop
 
-RAY_IMAGE = "public.ecr.aws/deep-learning-containers/ray:serve-ml-sagemaker-cpu-v1.4"
+# AWS's own version as on SageMaker, from where no account is needed.
+RAY_TAG = json.loads(Path(__file__).with_name("images.json").read_text())["tags"]["cpu"]
+RAY_IMAGE = f"public.ecr.aws/deep-learning-containers/ray:{RAY_TAG}"
 
 
 @contextmanager

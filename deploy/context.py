@@ -49,10 +49,10 @@ def build(architecture: str, base: str | None = None) -> str:
     name = f"{LOCAL}:{tag(architecture, base)}"
     if is_here(name):
         return name
-    words = ["--platform", f"linux/{architecture}", "--tag", name, *proxied()]
+    words = ["--platform", f"linux/{architecture}", "--tag", name, *build_network()]
     words += ["--build-arg", f"BASE={base}"] if base else []
     print(f"building {name} from serve/Dockerfile{f' on {base}' if base else ''}", flush=True)
-    done = subprocess.run(["docker", "build", *words, str(FOLDER)], env=plainly(), check=False)
+    done = subprocess.run(["docker", "build", *words, str(FOLDER)], env=without_attestations(), check=False)
     if done.returncode:
         raise Stop(3, f"Docker could not build {name}: what it printed says why; then repeat the command")
     return name
@@ -92,11 +92,11 @@ def has_network() -> bool:
     return found.returncode == 0
 
 
-def proxied() -> list[str]:
+def build_network() -> list[str]:
     """The build's network, where the engine has none of its own."""
     return [] if has_network() else ["--network", "host"]
 
 
-def plainly() -> dict[str, str]:
+def without_attestations() -> dict[str, str]:
     """The environment of a build that makes one plain manifest: SageMaker takes no list with attestations."""
     return os.environ | {"BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}

@@ -60,16 +60,15 @@ def role_works(aws: Aws, plan: Plan) -> None:
 
 def role_may(aws: Aws, project: str, arn: str, actions: list[tuple[str, str]]) -> None:
     """Raises Stop when the role is missing, is not SageMaker's, or may not do one of these on a resource."""
+    ours = arn.endswith(f"/{role_name(project)}")
     role = unless_missing(aws("iam").get_role, RoleName=arn.rpartition("/")[2])
     if role is None:
-        ours = role_name(project) in arn
         way = "`invoke role --create` makes it" if ours else "correct `role`, or leave it out"
         raise Stop(2, f"there is no role {arn}: {way}")
     if "sagemaker.amazonaws.com" not in str(role["Role"]["AssumeRolePolicyDocument"]):
         raise Stop(2, f"SageMaker may not use {arn}: its trust policy must name sagemaker.amazonaws.com")
     for action, resource in denied(aws("iam"), arn, actions):
-        known = role_name(project) in arn
-        again = "`invoke role --create` mends it" if known else "`invoke role` prints what it needs"
+        again = "`invoke role --create` mends it" if ours else "`invoke role` prints what it needs"
         raise Stop(3, f"the role {arn} lacks {action} on {resource}: {again}")
 
 
