@@ -180,9 +180,9 @@ def predict(c: Context, flags: ChainMap, pictures: str) -> None:
 @task(auto_shortflags=False, help={"yes": "load an endpoint on SageMaker, which costs money, without asking"})
 @flags("bench")
 def bench(c: Context, flags: ChainMap, yes: bool = False) -> None:
-    """Load an endpoint until answers come too late (flags: bench/endpoint.py --help)."""
+    """Load an endpoint until answers come too late (flags: bench/load.py --help)."""
     consent = ["--yes"] if yes else []
-    say(c, words("bench/endpoint.py", *consent, **one_endpoint(flags), out=build(c, "bench.json")))
+    say(c, words("bench/load.py", *consent, **one_endpoint(flags), out=build(c, "bench.json")))
 
 
 def endpoint(c: Context, verb: str, *arguments: str, **options: object) -> list[str]:

@@ -64,7 +64,7 @@ def add_traffic(parser: argparse.ArgumentParser) -> None:
 def add_speed(parser: argparse.ArgumentParser) -> None:
     """How fast it is, and what is assumed of AWS."""
     group = parser.add_argument_group("speed")
-    group.add_argument("--bench", type=Path, help="what bench/endpoint.py wrote, if it did")
+    group.add_argument("--bench", type=Path, help="what bench/load.py wrote, if it did")
     group.add_argument("--throughput", type=above, help="pictures/s of one instance, instead of that")
     group.add_argument("--busy", type=share, default=0.7, help="share of it to plan for (%(default)s)")
     group.add_argument("--limit", type=above, default=Decimal(1), help="seconds for an answer (%(default)s)")

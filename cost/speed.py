@@ -68,7 +68,7 @@ def scaled(name: str, per_second: float, basis: str, source: str) -> Speeds:
 
 
 def measured(file: Path, instance: str | None, count: int) -> Speeds | None:
-    """What bench/endpoint.py measured, None when there is nothing. CostError when the file is not its.
+    """What bench/load.py measured, None when there is nothing. CostError when the file is not its.
 
     The file's own `instance` and `count` say on what, if it has them. Else a local address is this machine,
     an endpoint's name is the configured instance, and of another address nobody knows.

@@ -1,62 +1,17 @@
 """What the tests share: one small project, really trained and packaged once, and endpoints that serve it."""
 
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import context
+from support import LABELS, ROOT, Endpoint, run, serving
 
 # Before torch is imported: threads that spin while they wait slow down whatever else runs on a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-ROOT = Path(__file__).resolve().parents[1]
-LABELS = r"^(.+)_\d+\.\w+$"
-
-
-@dataclass
-class Endpoint:
-    """A running deploy/local.py: where it is, and the build/<project> folder that it serves."""
-
-    url: str
-    project: Path
-    process: subprocess.Popen
-
-
-def run(script: str, *words: object, code: int = 0, **options: object) -> subprocess.CompletedProcess:
-    """Run one of the project's scripts from its root, and insist on its exit code."""
-    command = [sys.executable, script, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
-    assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done
-
-
-@contextmanager
-def serving(project: Path, stack: str, model: Path | None = None, *more: str) -> Iterator[Endpoint]:
-    """deploy/local.py on a free port, until the block ends; then Ctrl-C."""
-    options = {"model": model or project / "model", "port": 0, "stack": stack}
-    words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
-    command = [sys.executable, "deploy/local.py", *words, *more]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        said = []  # Docker tells of what it builds, first
-        while not (address := re.search(r"answers at (http://\S+)", said[-1] if said else "")):
-            said.append(process.stdout.readline())
-            assert said[-1], "".join(said)
-        yield Endpoint(address[1], project, process)
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
-        process.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,46 +1,26 @@
 """The sentences that tasks say: Invoke's --dry prints each command instead of running it."""
 
-import os
 import re
 import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from runpy import run_path
 
 import pytest
 import requests
 import yaml
-from conftest import ROOT, run
 
 import export
 import options
 import settings
 import train
+from support import INVOKE, ROOT, invoke, run, said, value
 
-INVOKE = Path(sys.executable).with_name("invoke")
 COST_BY_TASKS = {"example", "compare", "simulate", "hourly", "actual", "billed", "refresh", "json", "csv"}
 COST_BY_TASKS |= {"without", "offers", "archive", "bench"}
 MODEL = ("stack", "role", "environment", "tags", "kms_key", "subnets", "security_groups", "isolation")
 PETS = yaml.safe_load((ROOT / "config" / "pets.yaml").read_text())
-
-
-def invoke(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [INVOKE, *words], cwd=cwd, capture_output=True, text=True, env=os.environ | environment, check=False
-    )
-
-
-def said(*words: str, **options: object) -> list[list[str]]:
-    """The commands that `invoke --dry ...` prints, as words, without the interpreter."""
-    done = invoke("--dry", *words, **options)
-    assert done.returncode == 0, done.stderr
-    return [shlex.split(line)[1:] for line in done.stderr.splitlines()]
-
-
-def value(command: list[str], flag: str) -> str:
-    return next(word.removeprefix(f"{flag}=") for word in command if word.startswith(f"{flag}="))
 
 
 def test_the_road_is_four_commands_that_meet_in_build():
@@ -147,7 +127,7 @@ def test_an_address_given_for_one_run_beats_an_endpoint_in_the_configuration():
         ("package", "package/export.py", {"train", "out", "code"}),
         ("local", "deploy/local.py", {"model", "docker", "instance", "memory", "base"}),
         ("predict", "client/cli.py", {"expect", "json", "no_thumbnails"}),
-        ("bench", "bench/endpoint.py", {"out", "json", "yes"}),
+        ("bench", "bench/load.py", {"out", "json", "yes"}),
         ("cost", "cost/estimate.py", COST_BY_TASKS),
         ("image", "deploy/image.py", {"project", "build", "kind", "bucket", "base", "delete", "yes"}),
         ("deploy", "deploy/endpoint.py deploy", {"project", "build", "rollback", "check"}),
@@ -213,16 +193,18 @@ def test_the_readmes_table_has_every_setting_of_deploy_and_its_default():
     rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `")]
     keys = [re.findall(r"`(\w+)`", names) for names, _ in rows]
     assert sorted(key for row in keys for key in row) == sorted(PETS["deploy"])
-    for names, (_, said) in zip(keys, rows, strict=True):
+    for names, (_, shown) in zip(keys, rows, strict=True):
         known = [PETS["deploy"][name] for name in names]
         wanted = [str(value) for value in known if value not in (None, "")]
-        assert all(value in said for value in wanted), names
-        assert wanted or not re.search(r"\w", said) or "async" in said, names  # those two depend on the kind
+        assert all(value in shown for value in wanted), names
+        assert wanted or not re.search(r"\w", shown) or "async" in shown, (
+            names
+        )  # those two depend on the kind
 
 
 def test_bench_loads_one_endpoint_and_writes_into_build():
     (bench,) = said("bench", "--p99", "200ms")
-    assert bench[0] == "bench/endpoint.py"
+    assert bench[0] == "bench/load.py"
     assert [value(bench, f"--{key}") for key in ("url", "p99", "out")] == [
         PETS["bench"]["url"], "200ms", "build/pets/bench.json",
     ]  # fmt: skip
@@ -235,7 +217,7 @@ def test_bench_loads_one_endpoint_and_writes_into_build():
 
 @pytest.mark.parametrize("section", ["predict", "bench"])
 def test_pets_yaml_says_the_defaults_that_the_client_and_bench_have_by_themselves(section):
-    script = {"predict": "client/cli.py", "bench": "bench/endpoint.py"}[section]
+    script = {"predict": "client/cli.py", "bench": "bench/load.py"}[section]
     parse = run_path(str(ROOT / script))["parse"]
     given = {key.replace("_", "-"): value for key, value in PETS[section].items() if value is not None}
     own = parse(["--url", given["url"]])
@@ -297,7 +279,7 @@ def test_invoke_lists_a_line_for_every_verb():
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_what_a_task_serves_also_without_a_terminal(project, tmp_path, sign):
     (tmp_path / "mine.yaml").write_text(f"project: {project}\n")
-    command = [INVOKE, "-f", tmp_path / "mine.yaml", "local", "--port", "0"]
+    command = [*INVOKE, "-f", tmp_path / "mine.yaml", "local", "--port", "0"]
     pipes = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,

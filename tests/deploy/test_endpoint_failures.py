@@ -1,0 +1,498 @@
+"""What goes wrong while an endpoint is made or changed: it is explained, undone, and costs nothing."""
+
+import json
+import re
+import time
+
+import pytest
+from botocore import exceptions
+
+import diagnose
+import endpoint
+import fake_aws as aws
+import role
+import upload
+from aws import as_stop
+from fake_aws import build
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    with aws.account(monkeypatch) as cloud:
+        cloud.answer = aws.knowing
+        yield cloud
+
+
+@pytest.fixture
+def pets(cloud, tmp_path, capsys):
+    """deploy/endpoint.py's verbs; what they said comes back."""
+    folder = tmp_path / "pets"
+    build(folder)
+    places = ["--archive", str(folder / "model.tar.gz"), "--out", str(folder / "uploaded.json")]
+
+    def pets(verb, *words, code=0):
+        if verb == "deploy":
+            assert upload.main([*places, "--project", "pets"]) == 0
+        capsys.readouterr()
+        done = endpoint.main([verb, "--project", "pets", "--build", str(folder), *words])
+        said = capsys.readouterr()
+        assert done == code, said.out + said.err
+        return said.out + said.err
+
+    assert role.main(["--project", "pets", "--create"]) == 0
+    pets.folder = folder
+    return pets
+
+
+def log(cloud, *lines):
+    """The container writes."""
+    logs, names = cloud.client("logs"), {"logGroupName": "/aws/sagemaker/Endpoints/pets"}
+    logs.create_log_group(**names)
+    logs.create_log_stream(**names, logStreamName="AllTraffic/i-0123456789abcdef0")
+    now = int((time.time() + 60) * 1000)
+    events = [{"timestamp": now + number, "message": line} for number, line in enumerate(lines)]
+    logs.put_log_events(**names, logStreamName="AllTraffic/i-0123456789abcdef0", logEvents=events)
+
+
+def wrong(endpoint, headers, body):
+    """A container that answers wrongly."""
+    return 200, json.dumps({"class": "dog", "confidence": 0.9}).encode()
+
+
+def serving(cloud) -> str:
+    return cloud.client("sagemaker").describe_endpoint(EndpointName="pets")["EndpointConfigName"]
+
+
+def test_an_endpoint_that_fails_is_explained_and_removed(cloud, pets):
+    reason = "The primary container for production variant AllTraffic did not pass the ping health check."
+    cloud.fates["any"] = ("Failed", reason)
+    log(cloud, "starting", "ModuleNotFoundError: No module named 'openvino'")
+    said = pets("deploy", "--ttl", "1h", code=1)
+    assert reason in said
+    assert "No module named 'openvino'" in said
+    assert "likely cause: code/requirements.txt lacks a package" in said
+    assert "nothing is left of it, and nothing costs" in said
+    assert cloud.left() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (wrong, "cat.jpg is dog .*training said cat"),
+        (lambda *_: (500, b'{"error": "internal"}'), "did not answer cat.jpg: status 500"),
+        (lambda *_: (200, b"<html>"), "is no prediction: <html>"),
+        (lambda *_: (200, b'["cat"]'), "is no prediction"),
+    ],
+    ids=["another class", "an error", "no JSON", "other JSON"],
+)
+def test_an_endpoint_that_does_not_answer_rightly_is_never_live(cloud, pets, answer, says):
+    cloud.answer = answer
+    said = pets("deploy", code=1)
+    assert re.search(says, said)
+    assert "is live:" not in said
+    assert cloud.left() == []
+
+
+def test_a_model_that_is_still_loading_is_waited_for(cloud, pets):
+    asked = []
+
+    def slow(*request):
+        asked.append(1)
+        return aws.knowing(*request) if len(asked) > 6 else (503, b"not loaded")
+
+    cloud.answer = slow
+    said = pets("deploy")
+    assert said.count("asking pets about cat.jpg") == 1  # a line when something changes, not for every try
+    assert "its container runs and loads the model" in said
+    assert "pets is live" in said
+
+
+def test_sagemakers_own_time_out_is_waited_over(cloud, pets):
+    asked = []
+
+    def slow(*request):
+        asked.append(1)
+        return aws.knowing(*request) if len(asked) > 6 else (0, b"Your invocation timed out")
+
+    cloud.answer = slow
+    assert "pets is live" in pets("deploy")
+
+
+def test_an_update_that_answers_wrongly_is_taken_back(cloud, pets):
+    pets("deploy")
+    first, left = serving(cloud), cloud.left()
+    build(pets.folder, archive=b"two")
+    cloud.answer = lambda one, *rest: (aws.knowing if one.endpoint_config_name == first else wrong)(
+        one, *rest
+    )
+    said = pets("deploy", code=1)
+    assert "training said cat" in said
+    assert "pets serves what it served before" in said
+    assert serving(cloud) == first
+    assert cloud.left() == left
+
+
+def test_an_update_that_aws_takes_back_is_explained(cloud, pets):
+    pets("deploy")
+    first, left = serving(cloud), cloud.left()
+    cloud.fates["any"] = ("Failed", "alarms fastai-sagemaker-pets:5xx went off")
+    said = pets("deploy", "--count", "2", "--guard", "on", code=1)
+    assert "went back to what it served before: alarms fastai-sagemaker-pets:5xx went off" in said
+    assert serving(cloud) == first
+    assert [one for one in cloud.left() if not one.startswith("alarm")] == left
+
+
+def test_a_rollback_that_answers_nothing_is_taken_back(cloud, pets):
+    pets("deploy")
+    build(pets.folder, archive=b"two")
+    pets("deploy")
+    second, left = serving(cloud), cloud.left()
+    cloud.answer = lambda one, *rest: (
+        (500, b"x") if one.endpoint_config_name != second else aws.knowing(one, *rest)
+    )
+    pets("deploy", "--rollback", code=1)
+    assert serving(cloud) == second
+    assert cloud.left() == left
+
+
+def test_what_cannot_be_taken_back_is_told_and_keeps_its_parts(cloud, pets):
+    """The new archive answers wrongly, and AWS has no instance left for the way back."""
+    pets("deploy")
+    first = serving(cloud)
+    build(pets.folder, archive=b"two")
+    cloud.answer = lambda one, *rest: (aws.knowing if one.endpoint_config_name == first else wrong)(
+        one, *rest
+    )
+    cloud.fates[first] = ("Failed", "Unable to provision requested ML compute capacity")
+    said = pets("deploy", code=1)
+    assert "not everything could be undone" in said
+    assert "Unable to provision" in said
+    assert "serves what it served before" not in said
+    sagemaker = cloud.client("sagemaker")
+    config = sagemaker.describe_endpoint_config(EndpointConfigName=serving(cloud))
+    assert sagemaker.describe_model(ModelName=config["ProductionVariants"][0]["ModelName"])
+
+
+def test_an_update_that_fails_brings_the_scaling_back(cloud, pets):
+    """Another type of instance needs the scaling to be cancelled first."""
+    pets("deploy", "--max", "4", "--target", "77")
+    left, scaler = cloud.left(), cloud.client("application-autoscaling")
+    cloud.fates["any"] = ("Failed", "no capacity")
+    pets("deploy", "--max", "4", "--target", "99", "--instance", "ml.c7i.xlarge", code=1)
+    assert cloud.left() == left
+    (target,) = scaler.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+    (policy,) = scaler.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+    assert (target["MinCapacity"], target["MaxCapacity"]) == (1, 4)
+    assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 77
+
+
+def test_what_failed_while_nobody_looked_is_explained_before_it_is_removed(cloud, pets):
+    cloud.fates["any"] = ("Failed", "the ping health check failed")
+    cloud.break_("sagemaker:DescribeEndpoint", "interrupt", times=1)
+    pets("deploy", code=130)
+    cloud.break_("sagemaker:CreateEndpoint", "interrupt", times=1)
+    pets("deploy", code=130)
+    cloud.fates.clear()
+    said = pets("deploy")
+    assert "pets had failed to start: the ping health check failed" in said
+    assert "pets is live" in said
+
+
+def test_an_endpoint_that_cannot_be_deleted_keeps_its_end_and_its_parts(cloud, pets):
+    pets("deploy", "--ttl", "4h")
+    left = cloud.left()
+    cloud.break_("sagemaker:DeleteEndpoint", "denied")
+    said = pets("destroy", "--yes", "--data", code=3)
+    assert "stays as long as it does" in said
+    assert cloud.left() == left
+    assert cloud.objects()
+    cloud.faults.clear()
+    pets("destroy", "--yes", "--data")
+    assert cloud.left() == cloud.objects() == []
+
+
+def test_an_end_arranged_for_an_earlier_endpoint_does_not_meet_the_next(cloud, pets):
+    pets("deploy", "--ttl", "4h")
+    cloud.client("sagemaker").delete_endpoint(EndpointName="pets")  # in the console, say
+    cloud.client("sagemaker").describe_endpoint(EndpointName="pets")
+    assert "an endpoint before this one is taken back" in pets("deploy")
+    assert not [one for one in cloud.left() if one.startswith("schedule")]
+
+
+def test_going_back_arranges_an_end_as_well(cloud, pets):
+    pets("deploy")
+    build(pets.folder, archive=b"two")
+    pets("deploy")
+    assert "will be deleted at" in pets("deploy", "--rollback", "--ttl", "4h")
+    assert [one for one in cloud.left() if one.startswith("schedule")]
+
+
+@pytest.mark.parametrize(
+    ("running", "words", "traffic"),
+    [
+        (2, ["--max", "4"], "CANARY"),
+        (1, ["--max", "4"], "ALL_AT_ONCE"),  # scaled in: half of one is none
+        (2, ["--max", "4", "--capture", "outputs"], "CANARY"),  # nothing is retained: two of the new ones
+    ],
+)
+def test_a_canary_is_at_most_half_of_what_runs(cloud, pets, running, words, traffic):
+    pets("deploy", "--count", "2", "--max", "4")
+    sagemaker = cloud.client("sagemaker")
+    weights = {"VariantName": "AllTraffic", "DesiredInstanceCount": running}
+    sagemaker.update_endpoint_weights_and_capacities(
+        EndpointName="pets", DesiredWeightsAndCapacities=[weights]
+    )
+    build(pets.folder, archive=b"two")
+    pets("deploy", "--count", "2", "--guard", "on", *words)
+    policy = cloud.updates[-1]["DeploymentConfig"]["BlueGreenUpdatePolicy"]
+    assert policy["TrafficRoutingConfiguration"]["Type"] == traffic
+
+
+def test_a_role_that_was_just_made_is_waited_for(cloud, pets):
+    """AWS says this of CreateModel and of CreateSchedule for some seconds."""
+    aws.FAULTS["not yet"] = (
+        400,
+        "ValidationException",
+        "Could not access model data at s3://b/x. Please ensure that the role exists and that its trust "
+        'relationship policy allows the action "sts:AssumeRole".',
+    )
+    cloud.break_("sagemaker:CreateModel", "not yet", times=1)
+    cloud.break_("scheduler:CreateSchedule", "not yet", times=1)
+    assert "pets is live" in pets("deploy", "--ttl", "4h")
+
+
+def test_there_may_be_nothing_to_go_back_to(cloud, pets):
+    assert "there is nothing that pets served before" in pets("deploy", "--rollback", code=1)
+    pets("deploy")
+    assert "there is nothing that pets served before" in pets("deploy", "--rollback", code=1)
+
+
+def test_one_that_breaks_later_is_told_and_left(cloud, pets):
+    pets("deploy")
+    left = cloud.left()
+    cloud.answer = wrong
+    assert "pets was left as it is" in pets("deploy", code=1)
+    assert cloud.left() == left
+
+
+@pytest.mark.parametrize("call", ["CreateModel", "CreateEndpointConfig", "CreateEndpoint", "InvokeEndpoint"])
+def test_an_interrupted_deployment_goes_on_where_it_was(cloud, pets, call):
+    cloud.break_(f"sagemaker:{call}", "interrupt", times=1)
+    assert "stopped: the same command goes on from here" in pets("deploy", code=130)
+    assert "pets is live" in pets("deploy")
+    assert cloud.calls["sagemaker:CreateEndpoint"] == 1
+
+
+def test_an_interrupted_update_can_still_be_rolled_back(cloud, pets):
+    pets("deploy")
+    first = serving(cloud)
+    build(pets.folder, archive=b"two")
+    cloud.break_("sagemaker:UpdateEndpoint", "interrupt", times=1)
+    pets("deploy", code=130)
+    pets("deploy")
+    pets("deploy", "--rollback")
+    assert serving(cloud) == first
+
+
+def test_an_endpoint_of_somebody_elses_is_left_alone(cloud, pets):
+    sagemaker = cloud.client("sagemaker")
+    sagemaker.create_model(ModelName="theirs")
+    variant = {"VariantName": "v", "ModelName": "theirs", "InstanceType": "ml.m5.large"}
+    sagemaker.create_endpoint_config(
+        EndpointConfigName="theirs", ProductionVariants=[variant | {"InitialInstanceCount": 1}]
+    )
+    sagemaker.create_endpoint(EndpointName="pets", EndpointConfigName="theirs")
+    left = cloud.left()
+    for verb, *words in (["deploy"], ["destroy", "--yes"], ["status"], ["deploy", "--rollback"]):
+        assert "was not made by this tool" in pets(verb, *words, code=2)
+    assert cloud.left() == left
+
+
+def test_a_gpu_that_would_idle_is_noted(cloud, pets):
+    (pets.folder / "model").mkdir()
+    for use, noted in ((["bf16", "fp32"], True), (["cuda-fp16", "fp32"], False)):
+        (pets.folder / "model/model.json").write_text(json.dumps({"precision": {"use": use}}))
+        said = pets("deploy", "--instance", "ml.g5.xlarge")
+        assert ("the GPU of ml.g5.xlarge would idle" in said) == noted
+    assert "would idle" not in pets("deploy", "--instance", "ml.c7i.large")
+
+
+def test_an_endpoint_cannot_change_its_kind(cloud, pets):
+    pets("deploy")
+    left = cloud.left()
+    said = pets("deploy", "--kind", "serverless", code=2)
+    assert (
+        "an endpoint that is real-time cannot become serverless: end it with `invoke destroy` first" in said
+    )
+    assert cloud.left() == left
+
+
+# --- before anything is made
+
+
+def test_a_role_that_may_not_is_told_which_permission_it_lacks(cloud, pets):
+    cloud.denied.add("s3:GetObject")
+    said = pets("deploy", code=3)
+    assert re.search("role/fastai-sagemaker-pets lacks s3:GetObject on arn:aws:s3:::.*/model.tar.gz", said)
+    assert "`invoke role --create` mends it" in said
+    assert cloud.left() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "action"),
+    [
+        (["--guard", "on"], "cloudwatch:DescribeAlarms"),
+        (["--capture", "outputs"], "s3:PutObject"),
+        (["--kind", "async"], "s3:PutObject"),
+    ],
+)
+def test_a_role_is_asked_for_what_the_settings_need(cloud, pets, words, action):
+    cloud.denied.add(action)
+    assert f"lacks {action} on " in pets("deploy", *words, code=3)
+    assert cloud.left() == []
+    pets("deploy")
+
+
+def test_a_batch_whose_role_may_not_read_or_write_is_told_how_it_may(cloud, pets):
+    bucket = f"sagemaker-{aws.REGION}-123456789012"
+    pets("deploy")
+    cloud.client("s3").put_object(Bucket=bucket, Key="photos/cat.jpg", Body=b"x")
+    left = cloud.left()
+    cloud.denied.add("s3:PutObject")
+    said = pets("transform", f"s3://{bucket}/photos", f"s3://{bucket}/answers", code=3)
+    assert f"lacks s3:PutObject on arn:aws:s3:::{bucket}/answers/answer.out" in said
+    assert f"`invoke role --create --read s3://{bucket}/photos --write s3://{bucket}/answers`" in said
+    assert cloud.left() == left
+
+
+def test_a_role_that_is_missing_or_not_sagemakers_is_told(cloud, pets):
+    assert "there is no role arn:aws:iam::123456789012:role/no" in pets("deploy", "--role", "no", code=2)
+    cloud.client("iam").create_role(RoleName="mine", AssumeRolePolicyDocument="{}")
+    assert "SageMaker may not use" in pets("deploy", "--role", "mine", code=2)
+    assert cloud.left() == []
+
+
+def test_a_quota_that_is_too_small_is_told_with_the_place_to_raise_it(cloud, pets):
+    cloud.quotas["ml.c7i.large for endpoint usage"] = 1
+    said = pets("deploy", "--count", "2", code=3)
+    assert "your quota of ml.c7i.large for endpoint usage is 1, and 2 are needed at once" in said
+    assert "servicequotas/home/services/sagemaker/quotas/L-00000000" in said
+    assert cloud.left() == []
+    pets("deploy")
+    assert "2 are needed at once" in pets("deploy", "--latency", "1", "--startup", "700", code=3)
+
+
+@pytest.mark.parametrize("call", ["iam:SimulatePrincipalPolicy", "servicequotas:ListServiceQuotas"])
+def test_what_may_not_be_asked_is_passed_over_with_a_note(cloud, pets, call):
+    cloud.break_(call, "denied")
+    said = pets("deploy")
+    assert f"was not checked: your AWS identity may not {call}" in said
+    assert "pets is live" in said
+
+
+def test_an_archive_or_a_bucket_that_is_gone_is_told(cloud, pets):
+    pets("deploy")
+    pets("destroy", "--yes", "--data")
+    (pets.folder / "model.tar.gz").write_bytes(b"one")
+    words = ["deploy", "--project", "pets", "--build", str(pets.folder)]
+    assert endpoint.main(words) == 3
+    cloud.client("s3").delete_bucket(Bucket=f"sagemaker-{aws.REGION}-123456789012")
+    assert endpoint.main(words) == 3
+    assert cloud.left() == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("Unable to provision requested ML compute capacity: insufficient instance capacity", "another type"),
+        ("Image size 12345678 is greater than supported size 10 GB", "too large for serverless"),
+        ("CannotPullContainerError: pull access denied", "cannot be fetched"),
+        ("Failed to download model data from s3://b/pets/x/model.tar.gz", "s3:GetObject"),
+        ("User: x is not authorized to perform: ecr:BatchGetImage", "role"),
+    ],
+)
+def test_what_aws_itself_could_not_do_is_believed_before_the_log(reason, advice):
+    assert advice in diagnose.likely(reason, ["No module named 'x'"])
+
+
+def test_words_that_look_like_a_cause_are_none():
+    lines = ["SECRET_KEY is set", "loading model data from s3://b/k", "assuming 2 cores"]
+    ping = "did not pass the ping health check"
+    assert diagnose.likely("unknown", lines) is None
+    assert "its log says why" in diagnose.likely(ping, lines)
+
+
+def test_a_log_that_may_not_be_read_is_not_called_empty(cloud, pets):
+    cloud.fates["any"] = ("Failed", "did not pass the ping health check")
+    log(cloud, "starting")
+    cloud.break_("logs:DescribeLogStreams", "denied")
+    said = pets("deploy", code=1)
+    assert "its log cannot be read: your AWS identity may not logs:DescribeLogStreams" in said
+
+
+def test_what_a_container_says_is_shown_and_not_obeyed(cloud, pets):
+    evil = "\x1b]0;owned\x07[/x]\u202e"
+    cloud.fates["any"] = ("Failed", evil)
+    log(cloud, evil)
+    said = pets("deploy", code=1)
+    cloud.fates.clear()
+    cloud.answer = lambda *_: (200, json.dumps({"class": evil, "confidence": 0.9}).encode())
+    said += pets("deploy", code=1)
+    cloud.answer = lambda *_: (500, evil.encode())
+    said += pets("deploy", code=1)
+    assert said.count("\\x1b]0;owned\\x07[/x]\\u202e") == 6
+    assert not re.search("[\x07\x1b\u202e]", said)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "says", "number"),
+    [
+        ("ThrottlingException", "Rate exceeded", "CreateModel: Rate exceeded: AWS is busy", 3),
+        ("ValidationException", "The subnet ID 'subnet-1' does not exist", "exist: correct the setting", 2),
+        ("ValidationException", "Cannot update in-progress endpoint", "endpoint: repeat the command", 3),
+    ],
+)
+def test_an_error_of_aws_is_a_sentence_with_the_right_advice(
+    cloud, pets, monkeypatch, code, message, says, number
+):
+    monkeypatch.setitem(aws.FAULTS, "mine", (400, code, message))
+    cloud.break_("sagemaker:CreateModel", "mine")
+    assert says in pets("deploy", code=number)
+    tries = 3 if number == 3 and code == "ThrottlingException" else 1
+    assert cloud.calls["sagemaker:CreateModel"] == tries
+    assert cloud.left() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (exceptions.UnauthorizedSSOTokenError(), "`aws sso login`"),
+        (exceptions.LoginRefreshRequired(), "`aws login`"),
+        (exceptions.LoginTokenLoadError(error_msg="x"), "`aws login`"),
+    ],
+)
+def test_a_login_that_has_ended_is_told_how_to_begin_anew(error, advice):
+    stop = as_stop(error)
+    assert advice in str(stop)
+    assert "your AWS identity may not" not in str(stop)
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ("exec /usr/bin/serve: exec format error", "another processor"),
+        ("ModuleNotFoundError: No module named 'openvino'", "requirements.txt"),
+        ("[Errno -3] Temporary failure in name resolution", "isolation"),
+        ("ERROR: Could not find a version that satisfies the requirement openvino", "isolation"),
+        ("CUDA error: the provided PTX was compiled with an unsupported toolchain; CUDA driver", "`ami`"),
+        ("raylet was killed by SIGKILL: out of memory", "too little memory"),
+        ("Fatal Python error: Segmentation fault", "crashed"),
+        ("is not authorized to perform: s3:GetObject", "role"),
+        ("did not pass the ping health check", "raise `startup`"),
+        ("the sun is shining", None),
+    ],
+)
+def test_known_causes_are_recognised(line, advice):
+    cause = diagnose.likely(line, [])
+    assert cause == diagnose.likely("unknown", ["INFO ready", line])
+    assert advice in cause if advice else cause is None

@@ -1,0 +1,165 @@
+"""Every AWS call of every command broken in turn: the command's own patience, or `destroy`, leaves nothing.
+
+A few of the cases run always; FAULTS=all in the environment runs them all, and the last line says how many.
+"""
+
+import itertools
+import os
+from contextlib import contextmanager
+
+import pytest
+
+import fake_aws as aws
+import hourly
+from fault_matrix import COMMANDS, REASON, Pets
+
+ALL = os.environ.get("FAULTS") == "all"
+STEP = 1 if ALL else 53  # has nothing in common with the number of kinds, so that each has its turn
+ONCE = ("throttle", "500", "cut")
+ALWAYS = ("500", "cut", "denied", "limit", "expired")
+SILENT = {  # what nobody asked for is passed over without a word where it may not be done
+    "cloudwatch:DescribeAlarms",
+    "application-autoscaling:DescribeScalableTargets",
+    "application-autoscaling:DescribeScalingPolicies",
+    "application-autoscaling:DeregisterScalableTarget",
+    "scheduler:DeleteSchedule",
+    "logs:DescribeLogStreams",
+    "logs:GetLogEvents",
+    "s3:ListObjectsV2",
+}
+CHANGES = ("update", "update to less", "update to what fails", "rollback")
+CASES = [
+    (name, call, kind, times)
+    for name, command in COMMANDS.items()
+    for call in command.calls.split()
+    if not (command.like and call in COMMANDS[command.like].calls.split())
+    for kinds, times in ((ONCE, 1), (ALWAYS, float("inf")))
+    for kind in kinds
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tried(request):
+    """What was broken: a command, a call, a kind of fault, how often or when; counted in the last line."""
+    tried = set()
+    yield tried
+    pairs = {(call, kind) for _, call, kind, _ in tried}
+    calls, kinds = ({pair[place] for pair in pairs} for place in (0, 1))
+    line = f"{len(pairs)} (call, fault) pairs of {len(calls)} AWS calls and {len(kinds)} faults were tried"
+    line += f", in {len(tried)} runs of {len({name for name, *_ in tried})} commands"
+    line += "" if ALL else "; FAULTS=all tries all"
+    plugins = request.config.pluginmanager
+    with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
+        plugins.get_plugin("terminalreporter").write_line(f"\n{line}")
+
+
+@contextmanager
+def project(monkeypatch, folder, capsys):
+    """A project in an account of its own."""
+    with aws.account(monkeypatch) as cloud:
+        cloud.answer = aws.knowing
+        monkeypatch.setattr(hourly, "price", lambda *_, **__: hourly.Price(None, None, "price unknown"))
+        aws.build(folder)
+        yield Pets(cloud, folder, capsys)
+
+
+@pytest.fixture
+def pets(monkeypatch, tmp_path, capsys):
+    with project(monkeypatch, tmp_path / "pets", capsys) as pets:
+        yield pets
+
+
+def run(pets, name) -> tuple[int, str]:
+    return pets(COMMANDS[name].words)
+
+
+def prepare(pets, name) -> None:
+    COMMANDS[name].before(pets)
+    pets.cloud.faults.clear()
+    pets.cloud.calls.clear()
+    pets.cloud.broken.clear()
+
+
+def destroyed(pets) -> None:
+    pets.cloud.faults.clear()
+    code, said = pets("destroy --yes --data")
+    assert (code, pets.left()) == (0, []), said
+    pets.done("role --remove")
+    assert pets.cloud.client("iam").list_roles()["Roles"] == []
+
+
+def serves_what_is_live(pets) -> bool:
+    endpoint = pets.endpoint()
+    tags = pets.cloud.client("sagemaker").list_tags(ResourceArn=endpoint["EndpointArn"])["Tags"]
+    live = {"Key": "fastai-sagemaker:live", "Value": endpoint["EndpointConfigName"]}
+    return endpoint["EndpointStatus"] == "InService" and live in tags
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_matrix_has_every_call_of_every_command(pets, name):
+    prepare(pets, name)
+    code, said = run(pets, name)
+    assert code == COMMANDS[name].code, said
+    assert set(pets.cloud.calls) == set(COMMANDS[name].calls.split())
+
+
+def test_every_kind_of_fault_has_its_turn():
+    assert {case[2:] for case in CASES[::STEP]} == {case[2:] for case in CASES}
+
+
+@pytest.mark.parametrize(("name", "call", "kind", "times"), CASES[::STEP])
+def test_what_breaks_is_overcome_or_a_sentence_and_leaves_nothing(pets, tried, name, call, kind, times):
+    prepare(pets, name)
+    pets.cloud.break_(call, kind, times)
+    code, said = run(pets, name)
+    assert pets.cloud.broken[call, kind] > 0
+    tried.add((name, call, kind, times))
+    if times == 1:
+        assert code == COMMANDS[name].code, said
+    elif code == 3:
+        assert said.count("error: ") == 1 or name == "destroy", said
+    else:
+        assert code == COMMANDS[name].code, said
+        assert (
+            any(word in said for word in ("note: ", "unknown: ", "not everything could")) or call in SILENT
+        ), said
+    if name in CHANGES and "not everything could be undone" not in said:
+        assert serves_what_is_live(pets), said
+    if name in CHANGES and code == 3:
+        pets.cloud.faults.clear()
+        code, said = run(pets, name)
+        assert (code, serves_what_is_live(pets)) == (COMMANDS[name].code, True), said
+    destroyed(pets)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", list(COMMANDS)[:: 1 if ALL else 4])
+def test_ctrl_c_at_any_moment(monkeypatch, tmp_path, capsys, tried, name):
+    for moment in itertools.count(0) if ALL else (6,):
+        with project(monkeypatch, tmp_path / str(moment), capsys) as pets:
+            prepare(pets, name)
+            pets.cloud.break_("", "interrupt", times=1, after=moment)
+            code, said = run(pets, name)
+            if not pets.cloud.broken:
+                break
+            tried |= {(name, *pair, moment) for pair in pets.cloud.broken}
+            assert (code, "stopped" in said or name == "logs") == (130, True), said
+            if moment % 2 == 0:  # as often repeated as given up
+                code, said = run(pets, name)
+                assert code == COMMANDS[name].code, said
+            destroyed(pets)
+
+
+@pytest.mark.parametrize("name", ["deploy", "deploy async", "deploy serverless", "update", "rollback"])
+def test_an_endpoint_that_fails_is_explained_and_leaves_nothing(pets, tried, name):
+    prepare(pets, name)
+    change = name in CHANGES
+    before = pets.left()
+    pets.cloud.fates["any"] = ("Failed", REASON)
+    code, said = run(pets, name)
+    tried.add((name, "sagemaker:UpdateEndpoint" if change else "sagemaker:CreateEndpoint", "failed", 1))
+    assert (code, REASON in said) == (1, True), said
+    assert serves_what_is_live(pets) if change else pets.left() == before
+    pets.cloud.fates.clear()
+    pets.done(COMMANDS[name].words)
+    destroyed(pets)

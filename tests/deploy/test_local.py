@@ -1,0 +1,208 @@
+"""The local endpoint: SageMaker's face before both stacks, and nothing left behind."""
+
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+import requests
+from botocore.exceptions import ClientError
+
+import front
+from support import run, serving
+
+
+def session_of(pid: int) -> list[psutil.Process]:
+    """The processes of one session that still live."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if os.getsid(process.pid) == pid and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except ProcessLookupError:
+            pass
+    return found
+
+
+def containers_of(process: subprocess.Popen) -> list[int]:
+    """The pids of local.py's children: each leads a session of its own."""
+    return [child.pid for child in psutil.Process(process.pid).children()]
+
+
+@pytest.fixture
+def runtime(endpoint):
+    """boto3's client, with nothing but the address changed."""
+    return boto3.client(
+        "sagemaker-runtime",
+        endpoint_url=endpoint.url,
+        region_name="us-east-1",
+        aws_access_key_id="local",
+        aws_secret_access_key="local",
+    )
+
+
+def a_picture(project: Path) -> bytes:
+    return sorted((project / "train" / "pictures").iterdir())[0].read_bytes()
+
+
+def test_boto3_is_answered(endpoint, runtime):
+    reply = runtime.invoke_endpoint(
+        EndpointName="any",
+        Body=a_picture(endpoint.project),
+        ContentType="image/jpeg",
+        CustomAttributes="top_k=2",
+    )
+    assert reply["ContentType"] == "application/json"
+    assert len(json.loads(reply["Body"].read())["predictions"]) == 2
+
+
+def test_boto3_raises_the_containers_error_as_sagemakers_model_error(runtime):
+    with pytest.raises(ClientError) as caught:
+        runtime.invoke_endpoint(EndpointName="any", Body=b"x", ContentType="text/plain")
+    reply = caught.value.response
+    assert reply["Error"]["Code"] == "ModelError"
+    assert reply["OriginalStatusCode"] == 415
+    assert json.loads(reply["OriginalMessage"])["error"] == "unsupported_type"
+    assert reply["ResponseMetadata"]["HTTPStatusCode"] == 424
+
+
+def test_only_the_headers_that_sagemaker_passes_on_reach_the_container():
+    """A container that answers with the headers that it was sent."""
+
+    class Echo(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps({name.lower(): value for name, value in self.headers.items()}).encode()
+            self.send_response(200)
+            self.send_header("X-Amzn-SageMaker-Custom-Attributes", "a=1")
+            self.send_header("X-Other", "1")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    echo = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=echo.serve_forever, args=[0.05], daemon=True).start()
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/invocations"
+    sent = {
+        "X-Other": "1",
+        "Cookie": "a=1",
+        "Content-Type": "image/png",
+        "X-Amzn-SageMaker-Custom-Attributes": "b=2",
+    }
+    with front.front(listener, f"http://127.0.0.1:{echo.server_port}", "plain"):
+        reply = requests.post(url, b"x", headers=sent, timeout=10)
+    echo.shutdown()
+    echo.server_close()
+    arrived = reply.json()
+    assert (arrived["content-type"], arrived["x-amzn-sagemaker-custom-attributes"]) == ("image/png", "b=2")
+    assert not {"x-other", "cookie"} & set(arrived)
+    assert reply.headers["x-amzn-sagemaker-custom-attributes"] == "a=1"
+    assert "x-other" not in reply.headers
+
+
+def test_real_photographs_have_identical_answers_from_both_stacks(endpoint, ray_endpoint, pets):
+    for photo in pets[:40]:
+        data = photo.read_bytes()
+        one, other = (
+            requests.post(f"{e.url}/invocations", data, timeout=60) for e in (endpoint, ray_endpoint)
+        )
+        assert one.status_code == 200
+        assert one.content == other.content
+
+
+@pytest.mark.parametrize(
+    "signs",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGTERM, signal.SIGTERM]],
+    ids=["ctrl-c", "sigterm", "the terminal is closed", "impatience"],
+)
+def test_however_it_is_ended_it_leaves_no_process(project, signs):
+    with serving(project, "plain") as endpoint:
+        containers = containers_of(endpoint.process)
+        for sign in signs:
+            endpoint.process.send_signal(sign)
+            time.sleep(0.05)
+        assert endpoint.process.wait(30) == 0
+    assert containers
+    assert all(session_of(pid) == [] for pid in containers)
+
+
+def test_a_server_that_ends_by_itself_is_exit_3(project):
+    with serving(project, "plain") as endpoint:
+        (container,) = containers_of(endpoint.process)
+        os.kill(container, signal.SIGKILL)
+        assert endpoint.process.wait(30) == 3
+
+
+def test_ray_leaves_no_process_either(project):
+    with serving(project, "ray") as endpoint:
+        (container,) = containers_of(endpoint.process)
+        assert len(session_of(container)) > 5
+    assert session_of(container) == []
+
+
+def test_the_model_folder_stays_what_was_packaged(endpoint):
+    assert not list((endpoint.project / "model").rglob("__pycache__"))
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_with_a_command_it_serves_until_that_ends_and_has_its_exit_code(project, code):
+    program = f"import os, sys; print(os.environ['AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME']); sys.exit({code})"
+    done = run(
+        "deploy/local.py", "--model", project / "model", "--port", 0, sys.executable, "-c", program, code=code
+    )
+    assert "http://127.0.0.1:" in done.stdout.splitlines()[-1]
+
+
+def test_real_credentials_do_not_reach_the_command(project):
+    program = "import os; print(sorted(v for k, v in os.environ.items() if k.startswith('AWS_')))"
+    done = run(
+        *("deploy/local.py", "--model", project / "model", "--port", 0, "--", sys.executable, "-c", program),
+        env=os.environ | {"AWS_SECRET_ACCESS_KEY": "the-real-one", "AWS_PROFILE": "work"},
+    )
+    assert "the-real-one" not in done.stdout
+    assert "work'" not in done.stdout
+
+
+def test_a_busy_port_is_a_sentence(project):
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        done = run("deploy/local.py", "--model", project / "model", "--port", port, code=2)
+    assert done.stderr.startswith(f"error: port {port} cannot be had")
+
+
+@pytest.mark.parametrize("port", [99999, -1])
+def test_a_port_that_cannot_exist_is_a_sentence(project, port):
+    done = run("deploy/local.py", "--model", project / "model", f"--port={port}", code=2)
+    assert done.stderr.startswith(f"error: port {port} cannot be had")
+
+
+def test_a_missing_model_is_a_sentence(tmp_path):
+    done = run("deploy/local.py", "--model", tmp_path / "none", "--port", 0, code=2)
+    assert "run `invoke package` first" in done.stderr
+
+
+def test_a_command_that_does_not_exist_is_a_sentence(project):
+    done = run("deploy/local.py", "--model", project / "model", "--port", 0, "no-such-command", code=2)
+    assert "no-such-command cannot be run" in done.stderr
+
+
+def test_a_model_that_does_not_load_shows_why(project, tmp_path):
+    model = Path(shutil.copytree(project / "model", tmp_path / "model"))
+    (model / "model.onnx").write_bytes(b"x")
+    start = time.monotonic()
+    done = run("deploy/local.py", "--model", model, "--port", 0, code=1)
+    assert "package it again" in done.stderr
+    assert time.monotonic() - start < 60

@@ -1,0 +1,241 @@
+"""AWS on this machine: moto, and before it fake_aws_answers.py. Our code gets its address and nothing else.
+
+It notes every call by AWS's own name, and can break any of them, once or always: see FAULTS.
+"""
+
+import io
+import json
+import os
+import signal
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import boto3
+import botocore.session
+from botocore.retries.standard import ExponentialBackoff
+from moto.moto_api._internal.models import moto_api_backend
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Request, Response
+
+import gate
+import hourly
+import patience
+import watch
+from aws_protocol import name_of, refusal
+from fake_aws_answers import ANSWERS, REGION, Problem
+
+KEY = "test"
+OWN = f"Credential={KEY}/"
+SESSION = boto3.Session()
+MODELS = SESSION._session.get_component("data_loader")  # reading them is most of what a new client takes
+FAULTS = {  # what a broken call answers: status, AWS's code, message
+    "throttle": (400, "ThrottlingException", "Rate exceeded"),
+    "500": (500, "InternalFailure", "We encountered an internal error. Please try again."),
+    "denied": (403, "AccessDeniedException", "User: arn:aws:iam::123456789012:user/me is not authorized"),
+    "limit": (400, "ResourceLimitExceeded", "The account-level service limit is 0 Instances."),
+    "expired": (400, "ExpiredTokenException", "The security token included in the request is expired"),
+}  # and "cut": the work is done and the connection dies; "interrupt": Ctrl-C in this very moment
+
+
+@dataclass
+class Fault:
+    """What happens to a call, and how often."""
+
+    call: str  # "" is any
+    kind: str
+    times: float
+    after: int = 0  # so many such calls go well before
+
+
+@dataclass
+class Cloud:
+    """An account. `answer(endpoint, headers, body)` is what its containers say: a status and bytes."""
+
+    url: str = ""
+    moto: Callable | None = None
+    calls: Counter = field(default_factory=Counter)
+    broken: Counter = field(default_factory=Counter)  # (call, kind of fault)
+    faults: list[Fault] = field(default_factory=list)
+    fates: dict[str, tuple[str, str]] = field(default_factory=dict)  # by configuration, or "any"
+    moving: dict[str, list] = field(default_factory=dict)  # what endpoints are doing
+    looks: int = 1
+    updates: list[dict] = field(default_factory=list)
+    quotas: dict[str, float] = field(default_factory=dict)
+    denied: set[str] = field(default_factory=set)  # actions that IAM's simulator says no to
+    percentiles: dict[str, float] = field(default_factory=dict)  # "ModelLatency p99": microseconds
+    job_end: tuple[str, str] = ("Completed", "")
+    answer: Callable = lambda endpoint, headers, body: (503, b"there is no container")
+    clients: dict = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user of this account has in the environment."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "me",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
+
+    def client(self, service: str, region: str = REGION):
+        """A boto3 client of the test's own, whose calls are neither noted nor broken."""
+        keys = {"aws_access_key_id": KEY, "aws_secret_access_key": "test"}
+        if (service, region) not in self.clients:
+            self.clients[service, region] = SESSION.client(service, region, endpoint_url=self.url, **keys)
+        return self.clients[service, region]
+
+    def fate(self, config: str) -> tuple[str, str] | None:
+        """How an endpoint with this configuration ends, if a test has laid that down."""
+        return self.fates.get(config) or self.fates.get("any")
+
+    def break_(self, call: str, kind: str, times: float = float("inf"), after: int = 0) -> None:
+        """Break a call ("sagemaker:CreateModel") so many times."""
+        self.faults.append(Fault(call, kind, times, after))
+
+    def fault_of(self, call: str) -> Fault | None:
+        """What happens to this call, if anything."""
+        fault = next((one for one in self.faults if one.call in ("", call) and one.times > 0), None)
+        if fault and fault.after > 0:
+            fault.after -= 1
+            return None
+        if fault:
+            fault.times -= 1
+            self.broken[call, fault.kind] += 1
+        return fault
+
+    def left(self) -> list[str]:
+        """Every resource in the account that costs or stays, by AWS's own lists; roles and S3 apart."""
+        sagemaker, scaler = self.client("sagemaker"), self.client("application-autoscaling")
+        found = [f"endpoint {one['EndpointName']}" for one in sagemaker.list_endpoints()["Endpoints"]]
+        configs = sagemaker.list_endpoint_configs()["EndpointConfigs"]
+        found += [f"config {one['EndpointConfigName']}" for one in configs]
+        found += [f"model {one['ModelName']}" for one in sagemaker.list_models()["Models"]]
+        targets = scaler.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
+        found += [f"scaling {one['ResourceId']}" for one in targets]
+        policies = scaler.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
+        found += [f"policy {one['PolicyName']}" for one in policies]
+        schedules = self.client("scheduler").list_schedules()["Schedules"]
+        found += [f"schedule {one['Name']}" for one in schedules]
+        alarms = self.client("cloudwatch").describe_alarms()["MetricAlarms"]
+        return found + [f"alarm {one['AlarmName']}" for one in alarms]
+
+    def objects(self) -> list[str]:
+        """Every object in every bucket, and every upload in parts that was not finished."""
+        s3 = self.client("s3")
+        return [
+            f"s3://{bucket['Name']}/{one['Key']}"
+            for bucket in s3.list_buckets()["Buckets"]
+            for one in s3.list_objects_v2(Bucket=bucket["Name"]).get("Contents", [])
+            + s3.list_multipart_uploads(Bucket=bucket["Name"]).get("Uploads", [])
+        ]
+
+    def __call__(self, environ: dict, start_response: Callable):
+        """WSGI: note the call, break it if it shall be broken, answer it here or hand it to moto."""
+        request = Request(environ)
+        body = request.get_data()
+        environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
+        call = name_of(request, body)
+        fault = None
+        if OWN not in request.headers.get("Authorization", ""):
+            self.calls[call] += 1
+            fault = self.fault_of(call)
+        if fault and fault.kind in FAULTS:
+            return refusal(request, call, *FAULTS[fault.kind])(environ, start_response)
+        if fault and fault.kind == "interrupt":
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        reply = self.stand_in(request, call, body) or Response.from_app(self.moto, environ)
+        if fault and fault.kind == "cut":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        return reply(environ, start_response)
+
+    def stand_in(self, request: Request, call: str, body: bytes) -> Response | None:
+        """The answer to what moto does not know, or does not do as AWS does."""
+        if call not in ANSWERS:
+            return None
+        given = json.loads(body) if body[:1] == b"{" and "X-Amz-Target" in request.headers else {}
+        reply = ANSWERS[call](self, request, given)
+        if isinstance(reply, Problem):
+            return refusal(request, call, 400, reply.code, str(reply))
+        if isinstance(reply, dict):
+            return Response(json.dumps(reply), content_type="application/x-amz-json-1.1")
+        return reply
+
+
+@contextmanager
+def running() -> Iterator[Cloud]:
+    """An empty account, until the block ends."""
+    cloud = Cloud(moto=DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, cloud, threaded=True, request_handler=Quiet)
+    cloud.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield cloud
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+        moto_api_backend.reset()
+
+
+class Quiet(MotoRequestHandler):
+    """Without a line per request."""
+
+    def log(self, *args: object) -> None:
+        pass
+
+
+def nobody(monkeypatch) -> None:
+    """This process has no AWS credentials."""
+    for key in [key for key in os.environ if key.startswith("AWS_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@contextmanager
+def account(monkeypatch) -> Iterator[Cloud]:
+    """A running cloud that is this process's own AWS; waiting takes no time and nothing is tried long."""
+    nobody(monkeypatch)
+    with running() as cloud:
+        for key, value in cloud.environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+        monkeypatch.setattr(botocore.session, "create_loader", lambda *_: MODELS)
+        monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
+        monkeypatch.setattr(watch, "PAUSES", (0.01,))
+        monkeypatch.setattr(gate, "PAUSE", 0.01)
+        monkeypatch.setattr(hourly, "ESTIMATE", os.devnull)
+        monkeypatch.setattr(patience, "CONSISTENT", (0.01,))
+        signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = {sign: signal.getsignal(sign) for sign in signs}
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+        yield cloud
+        for sign, handler in handlers.items():
+            signal.signal(sign, handler)
+
+
+def build(folder, archive: bytes = b"one") -> None:
+    """A build/<project> folder as deploying reads it: an archive, and two validation pictures."""
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    (folder / "model.tar.gz").write_bytes(archive)
+    entries = []
+    for label, confidence in (("cat", 0.95), ("dog", 0.6)):
+        (folder / "train" / f"{label}.jpg").write_bytes(b"\xff\xd8\xff" + label.encode())
+        said = {"labels": [label], "predicted": [label], "confidence": confidence}
+        entries.append({"file": f"{label}.jpg", **said})
+    (folder / "train" / "validation.json").write_text(json.dumps(entries))
+
+
+def knowing(endpoint, headers, body: bytes) -> tuple[int, bytes]:
+    """A container that knows those pictures."""
+    label = body[3:].decode()
+    return 200, json.dumps({"class": label, "confidence": 0.95, "predictions": []}).encode()

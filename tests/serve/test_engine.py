@@ -1,0 +1,187 @@
+"""The engine: how many threads it takes, which arithmetic, and what it refuses to load."""
+
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import engine
+from support import ROOT
+
+HOST = 8  # processors, as far as these tests say
+INTEL = "fpu sse2 avx512f avx512_vnni avx512_bf16"
+LAPTOP = "fpu sse2 avx2 avx_vnni"
+OLD = "fpu sse2 avx2 avx512f"
+
+
+def test_openvino_calls_nobody_when_it_is_imported(tmp_path):
+    """It would write down who it is, in the user's home, and tell Google Analytics."""
+    code = "import engine, sys; engine.can('fp32'); print(sys.modules['openvino_telemetry'])"
+    given = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "serve")}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def processors(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(HOST)), raising=False)
+
+
+def written(folder: Path, files: dict[str, str]) -> Path:
+    """A made-up /sys/fs/cgroup."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    return folder
+
+
+# --- threads
+
+
+@pytest.mark.usefixtures("processors")
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("100000", 1), ("50000", 1), ("1000", 1), ("150000", 2), ("400000", 4), ("1600000", HOST)],
+)
+def test_threads_are_the_containers_quota_rounded_up_and_no_more_than_the_host_has(tmp_path, quota, cores):
+    second = written(tmp_path / "v2", {"cpu.max": f"{quota} 100000"})
+    first = {"cpu/cpu.cfs_quota_us": quota, "cpu/cpu.cfs_period_us": "100000"}
+    assert engine.cpus(second) == engine.cpus(written(tmp_path / "v1", first)) == cores
+
+
+@pytest.mark.usefixtures("processors")
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"cpu.max": "max 100000"},
+        {"cpu.max": ""},
+        {"cpu.max": "100000 0"},
+        {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+        {"cpu/cpu.cfs_quota_us": "100000"},
+        {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "0"},
+    ],
+)
+def test_without_a_quota_threads_are_the_hosts(tmp_path, files):
+    assert engine.cpus(written(tmp_path, files)) == HOST
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_engine_runs_with_as_many_threads(project, monkeypatch, threads):
+    monkeypatch.setattr(engine, "cpus", lambda: threads)
+    run = engine.load(project / "model", spec_of(project), "fp32").run
+    compiled = inspect.getclosurevars(run).nonlocals["request"].get_compiled_model()
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == threads
+    assert compiled.get_property("NUM_STREAMS") == 1
+
+
+# --- the chip
+
+
+@pytest.mark.parametrize(
+    ("flags", "int8"), [(INTEL, True), (LAPTOP, True), ("fpu amx_int8", True), (OLD, False), ("", False)]
+)
+def test_int8_is_for_chips_that_have_instructions_for_it(tmp_path, monkeypatch, flags, int8):
+    text = f"processor\t: 0\nmodel name\t: Made-up avx512_vnni\nflags\t\t: {flags}\nbugs\t\t: spectre\n"
+    (tmp_path / "cpuinfo").write_text(text)
+    found = engine.chip(tmp_path / "cpuinfo")
+    assert found - {"flags", ":"} == set(flags.split())
+    monkeypatch.setattr(engine, "chip", lambda: found)
+    assert engine.can("int8") == int8
+
+
+def test_a_machine_without_cpuinfo_has_no_instructions_that_we_know_of(tmp_path):
+    assert engine.chip(tmp_path / "none") == set()
+
+
+def test_every_chip_can_do_fp32_and_one_with_instructions_for_bf16_can_do_bf16():
+    assert engine.can("fp32")
+    assert engine.can("bf16") or not {"avx512_bf16", "amx_bf16"} & engine.chip()
+
+
+# --- loading
+
+
+def spec_of(project: Path, *use: str) -> dict:
+    """The project's model.json, with another `use` if one is given."""
+    spec = json.loads((project / "model" / "model.json").read_text())
+    return spec | {"precision": spec["precision"] | {"use": list(use)}} if use else spec
+
+
+@pytest.fixture
+def pictures(project) -> list[np.ndarray]:
+    height, width = spec_of(project)["input"]["shape"][1:3]
+    return list(np.random.default_rng(0).integers(0, 255, (12, height, width, 3), np.uint8))
+
+
+def test_the_first_arithmetic_that_this_chip_has_is_taken(project, monkeypatch):
+    monkeypatch.setattr(engine, "can", lambda mode: mode == "fp32")
+    assert engine.load(project / "model", spec_of(project, "int8", "bf16", "fp32")).mode == "fp32"
+    monkeypatch.setattr(engine, "can", lambda mode: mode != "int8")
+    assert engine.load(project / "model", spec_of(project, "int8", "bf16", "fp32")).mode == "bf16"
+
+
+def test_a_mode_that_is_asked_for_is_taken_or_nothing(project, monkeypatch):
+    assert engine.load(project / "model", spec_of(project, "bf16", "fp32"), "fp32").mode == "fp32"
+    monkeypatch.setattr(engine, "can", lambda mode: mode == "fp32")
+    with pytest.raises(RuntimeError, match="cannot do bf16"):
+        engine.load(project / "model", spec_of(project), "bf16")
+    with pytest.raises(RuntimeError, match="cannot do int8 or bf16"):
+        engine.load(project / "model", spec_of(project, "int8", "bf16"))
+
+
+@pytest.mark.parametrize("missing", ["library", "gpu"])
+def test_without_a_gpu_or_its_library_the_cpu_takes_over_and_says_so_once(
+    project, monkeypatch, caplog, missing
+):
+    if missing == "library":
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    elif "CUDAExecutionProvider" in pytest.importorskip("onnxruntime").get_available_providers():
+        pytest.skip("this machine may have a GPU")
+    assert engine.load(project / "model", spec_of(project, "cuda-fp32", "fp32")).mode == "fp32"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the CPU takes over" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["a byte more", "a byte changed", "not in model.json"])
+def test_a_graph_that_is_not_the_packaged_one_is_refused(project, tmp_path, how):
+    model = Path(shutil.copytree(project / "model", tmp_path / "model"))
+    spec, graph = spec_of(project), bytearray((model / "model.onnx").read_bytes())
+    if how == "not in model.json":
+        spec["sha256"] = {"other.onnx": spec["sha256"]["model.onnx"]}
+    elif how == "a byte more":
+        graph += b"x"
+    else:
+        graph[len(graph) // 2] ^= 1
+    (model / "model.onnx").write_bytes(graph)
+    with pytest.raises(ValueError, match=r"model\.onnx .*package it again"):
+        engine.load(model, spec)
+
+
+# --- answering
+
+
+def test_each_picture_is_answered_in_its_place_and_as_it_is_alone(project, pictures):
+    run = engine.load(project / "model", spec_of(project)).run
+    alone = np.concatenate([run([picture]) for picture in pictures])
+    assert (alone.dtype, alone.shape) == (np.float32, (len(pictures), len(spec_of(project)["labels"])))
+    assert len(np.unique(alone, axis=0)) == len(pictures)
+    np.testing.assert_array_equal(run(pictures), alone)
+    np.testing.assert_array_equal(run(pictures[::-1]), alone[::-1])
+
+
+def test_answers_do_not_mix_when_many_ask_at_once(project, pictures):
+    run = engine.load(project / "model", spec_of(project)).run
+    alone = run(pictures)
+    with ThreadPoolExecutor(len(pictures)) as pool:
+        for _ in range(10):
+            answers = list(pool.map(lambda picture: run([picture])[0], pictures))
+            np.testing.assert_array_equal(answers, alone)
