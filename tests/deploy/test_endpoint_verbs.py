@@ -13,9 +13,9 @@ import pytest
 
 import endpoint
 import fake_aws as aws
-import names
 import role
 import upload
+from aws.names import console_url
 from fake_aws import build
 from fake_aws_answers import ANSWERS, backend
 from support import ROOT
@@ -198,7 +198,7 @@ def test_a_reason_from_outside_is_shown_and_not_obeyed(cloud, pets):
     ],
 )
 def test_the_console_is_that_of_the_partition(partition, region, host):
-    assert names.console(partition, region, "pets").startswith(host + f"sagemaker/home?region={region}#")
+    assert console_url(partition, region, "pets").startswith(host + f"sagemaker/home?region={region}#")
 
 
 def test_latencies_are_asked_as_percentiles_in_microseconds(cloud, pets):
