@@ -1,7 +1,7 @@
 """The project's configuration: read and checked before Invoke uses it, so that each mistake is one sentence.
 
 config/defaults.yaml has every setting. A project file names the project and has what differs: the file that
--f names, else config/pets.yaml. Invoke merges them. From the weakest to the strongest: defaults.yaml, pets.yaml,
+-f names, else config/pets.yaml. Invoke merges them. The later ones win: defaults.yaml, pets.yaml,
 INVOKE_SECTION_KEY in the environment, the file that -f names, options such as --bs.
 """
 
@@ -346,7 +346,8 @@ def check_environment() -> None:
                 if reason:
                     raise Exit(f"error: {name} in the environment: {reason}", 2)
             elif name.startswith(prefix):
-                raise Exit(f"error: {name} in the environment is not a setting{nearest(name, names)}", 2)
+                guess = nearest(name.removeprefix(prefix), [key.removeprefix(prefix) for key in names])
+                raise Exit(f"error: {name} in the environment is not a setting of {section}{guess}", 2)
 
 
 class Configured(dict):
@@ -450,10 +451,11 @@ def install() -> None:
     Invoke has no hook between the command line and the configuration files. Its program is running by now, so
     its class is changed: the methods above are called next.
     """
-    for file in (
-        ROOT / "invoke.yaml",
-        ROOT / "invoke.yml",
-    ):  # Invoke reads them as soon as tasks.py is loaded
-        if file.exists():
+    for name, value in dict(getattr(main.program, "config", {})).items():  # what Invoke has read by now
+        if name in SECTIONS and not hasattr(value, "keys"):
+            message = f"section {name} of ~/.invoke.yaml or /etc/invoke.yaml must be `key: value` lines"
+            raise Exit(f"error: {message}", 2)
+    for suffix in ("yaml", "yml"):  # Invoke reads this file as soon as tasks.py is loaded
+        if (file := ROOT / f"invoke.{suffix}").exists():
             read_project(file, named=False)
     main.program.__class__ = ProjectProgram
