@@ -24,7 +24,7 @@ def message(read, *arguments, **options) -> str:
     with pytest.raises(Exit) as info:
         read(*arguments, **options)
     assert info.value.code == 2
-    text = info.value.message
+    text = info.value.message or ""
     assert text.startswith("error: ")
     assert "\n" not in text
     return text.removeprefix("error: ")
@@ -309,7 +309,10 @@ def test_invokes_own_files_work_and_are_checked_when_merged(copy, tmp_path):
     assert failure(invoke(copy, "train", HOME=str(home))) == "`bs` of train: 'many' is not a whole number"
     own.write_text("train:\n  sb: 7\n")
     assert failure(invoke(copy, "train", HOME=str(home))).startswith("section train has no setting sb")
-    own.write_text("train: 5\n")
+    own.write_text("train:\n  bs: {a: 1}\n")
     assert failure(invoke(copy, "train", HOME=str(home))).startswith(
-        "a file that Invoke reads, such as ~/.invoke.yaml"
+        "a file that Invoke reads, such as ~/.inv"
     )
+    own.write_text("train: 5\n")
+    sentence = "section train of ~/.invoke.yaml or /etc/invoke.yaml must be `key: value` lines"
+    assert failure(invoke(copy, "train", HOME=str(home))) == sentence
