@@ -20,16 +20,10 @@ from invoke.exceptions import AmbiguousEnvVar, UncastableEnvVar
 
 ROOT = Path(__file__).resolve().parent
 FOLDER = ROOT / "config"
-INVOKES_OWN = (
-    "run",
-    "runners",
-    "sudo",
-    "tasks",
-    "timeouts",
-)  # Invoke's own sections of any configuration file
+INVOKES_OWN = ("run", "runners", "sudo", "tasks", "timeouts")  # Invoke's own sections of any file
 SWITCH = {True: "on", False: "off"}
-UNREADABLE = object()
 WORDS = {"on": "on", "yes": "on", "true": "on", "off": "off", "no": "off", "false": "off"}
+UNREADABLE = object()
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,11 @@ class Setting:
     def choices(self) -> list[str]:
         """The values that it may have; empty if it is not a choice."""
         return self.kind.split(" | ") if " | " in self.kind else []
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it takes a number."""
+        return self.kind in ("number", "whole number")
 
     def plain(self, text: str) -> str:
         """The text as scripts take it: YAML's other words for on and off are not theirs."""
@@ -88,7 +87,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 # --- YAML: its errors and its surprises
 
 
-def shown(file: Path) -> str:
+def display(file: Path) -> str:
     """The file's path, relative to where the user is if it is below."""
     here = Path.cwd()
     return str(file.relative_to(here)) if here in file.parents else str(file)
@@ -96,23 +95,21 @@ def shown(file: Path) -> str:
 
 def failure(file: Path, line: int, message: str) -> Exit:
     """What ends the run with exit code 2; lines count from 0, as in PyYAML."""
-    return Exit(f"error: {shown(file)}:{line + 1}: {message}", 2)
+    return Exit(f"error: {display(file)}:{line + 1}: {message}", 2)
 
 
 def read_text(file: Path) -> str:
     """The text of a configuration file. Raises Exit."""
     if file.suffix not in (".yaml", ".yml", ".json"):
-        raise Exit(
-            f"error: {shown(file)} is not a .yaml file: -f takes a project file such as config/local.yaml", 2
-        )
+        raise Exit(f"error: {display(file)} is not a .yaml file: name one such as config/local.yaml", 2)
     try:
         data = file.read_bytes()
         return data.decode("utf-8-sig")
     except FileNotFoundError:
-        files = [shown(other) for other in project_files()]
-        raise Exit(f"error: there is no {shown(file)}{nearest(shown(file), files)}", 2) from None
+        files = [display(other) for other in project_files()]
+        raise Exit(f"error: there is no {display(file)}{nearest(display(file), files)}", 2) from None
     except OSError as error:
-        raise Exit(f"error: {shown(file)} cannot be read: {error.strerror}", 2) from None
+        raise Exit(f"error: {display(file)} cannot be read: {error.strerror}", 2) from None
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n")
         raise failure(file, line, "this is not UTF-8: save the file in UTF-8") from None
@@ -133,10 +130,8 @@ def explain(error: yaml.YAMLError, text: str) -> tuple[int, str]:
     if "cannot start any token" in problem:
         return line, f"{problem}: put the text in single quotes"
     if "flow" in context and error.context_mark:
-        return (
-            error.context_mark.line,
-            "a bracket is not closed, or a comma is missing: put text with [ or { in quotes",
-        )
+        advice = "put text with [ or { in quotes"
+        return error.context_mark.line, f"a bracket is not closed, or a comma is missing: {advice}"
     if "mapping values are not allowed" in problem:
         return line, "not `key: value`: check the indentation, and put text with a colon in quotes"
     if "block" in context or "could not find expected ':'" in problem:
@@ -171,16 +166,12 @@ def entries(file: Path, node: yaml.Node, what: str) -> dict[str, tuple[yaml.Node
         raise failure(file, node.start_mark.line, f"{what} must be `key: value` lines")
     found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
     for key, value in node.value:
+        line, name = key.start_mark.line, str(key.value)
         if not isinstance(key, yaml.ScalarNode):
-            raise failure(
-                file, key.start_mark.line, f"{what} must be `key: value` lines, with one word as key"
-            )
-        name = str(key.value)
+            raise failure(file, line, f"{what} must be `key: value` lines, with one word as key")
         if name in found:
             first = found[name][0].start_mark.line + 1
-            raise failure(
-                file, key.start_mark.line, f"`{name}` is given twice, first in line {first}: remove one"
-            )
+            raise failure(file, line, f"`{name}` is given twice, first in line {first}: remove one")
         found[name] = (key, value)
     return found
 
@@ -198,22 +189,18 @@ def read_value(file: Path, name: str, node: yaml.Node, setting: Setting) -> obje
     if isinstance(value, bool) and SWITCH[value] in setting.choices:
         return SWITCH[value]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(value, str) or (number and is_as_written(value, text, setting.kind)):
+    if isinstance(value, str) or (number and is_as_written(value, text, setting)):
         if reason := setting.reject(text):
             raise failure(file, line, f"`{name}`: {reason}")
         return value
     meaning = str(value).lower() if isinstance(value, int | float) else "a date or another type"
-    advice = (
-        f"write '{text}' in quotes"
-        if setting.kind not in ("number", "whole number")
-        else "write it in decimal"
-    )
+    advice = "write it in decimal" if setting.is_number else f"write '{text}' in quotes"
     raise failure(file, line, f"YAML reads `{name}: {text}` as {meaning}: {advice}")
 
 
-def is_as_written(value: object, text: str, kind: str) -> bool:
+def is_as_written(value: object, text: str, setting: Setting) -> bool:
     """False for 012 (octal: 10), 1:30 (base 60: 90) and, as text, 1.10 (1.1)."""
-    if kind not in ("number", "whole number"):
+    if not setting.is_number:
         return str(value) == text
     try:
         return (int if isinstance(value, int) else float)(text) == value
@@ -253,6 +240,7 @@ DEFAULTS = {
     name: {key: setting.default for key, setting in section.settings.items()}
     for name, section in SECTIONS.items()
 }
+IN_USE = {name: values for name, values in DEFAULTS.items() if SECTIONS[name].is_here}
 
 
 # --- project files
@@ -268,7 +256,7 @@ def default_project_file() -> Path:
     files = [file for file in project_files() if file.name != "local.yaml"]
     chosen = [file for file in files if file.name == "pets.yaml"] or files
     if len(chosen) != 1:
-        names = ", ".join(shown(file) for file in project_files()) or "none"
+        names = ", ".join(display(file) for file in project_files()) or "none"
         raise Exit(f"error: which project? Name its file with -f (in config/: {names})", 2)
     return chosen[0]
 
@@ -283,28 +271,24 @@ def read_project(file: Path, *, named: bool = True) -> dict[str, object]:
         elif name in INVOKES_OWN:
             entries(file, node, f"section {name}")
             data[name] = read_all(file, text)[name]
-        elif name in SECTIONS and SECTIONS[name].is_here:
-            data[name] = read_section(file, name, key.start_mark.line, node)
         elif name not in SECTIONS:
             raise failure(file, key.start_mark.line, f"no section is called {name}{guess_section(name)}")
-    read_all(file, text)
+        elif SECTIONS[name].is_here:
+            data[name] = read_section(file, name, key.start_mark.line, node)
+        elif isinstance(unchecked := read_all(file, text)[name], dict):
+            data[name] = unchecked
     if named and not str(data.get("project") or "").strip():
-        raise Exit(
-            f"error: {shown(file)} names no project: add a line `project: NAME` (results go to build/NAME)", 2
-        )
+        advice = "add a line `project: NAME` (results go to build/NAME)"
+        raise Exit(f"error: {display(file)} names no project: {advice}", 2)
     return data
 
 
 def read_all(file: Path, text: str) -> dict[str, object]:
     """The content as Invoke will read it. Raises Exit."""
     try:
-        return yaml.safe_load(text) or {}
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-    ) as error:  # such as the 30th of February, in a section unchecked
-        raise Exit(f"error: {shown(file)}: {error}".partition("\n")[0], 2) from None
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # such as a 30th of February
+        raise Exit(f"error: {display(file)}: {error}".partition("\n")[0], 2) from None
 
 
 def guess_section(name: str) -> str:
@@ -337,13 +321,13 @@ def read_section(file: Path, section: str, line: int, node: yaml.Node) -> dict[s
 
 def check_environment() -> None:
     """Refuse INVOKE_SECTION_KEY variables that Invoke would ignore or cannot convert. Raises Exit."""
-    for section, known in SECTIONS.items():
+    for section in IN_USE:
+        known = SECTIONS[section]
         prefix = f"INVOKE_{section.upper()}_"
         names = {prefix + key.upper(): key for key in known.settings}
         for name, text in os.environ.items():
             if name in names:
-                reason = known.settings[names[name]].reject(text)
-                if reason:
+                if reason := known.settings[names[name]].reject(text):
                     raise Exit(f"error: {name} in the environment: {reason}", 2)
             elif name.startswith(prefix):
                 guess = nearest(name.removeprefix(prefix), [key.removeprefix(prefix) for key in names])
@@ -355,20 +339,22 @@ class Configured(dict):
 
     def __missing__(self, key: str) -> str:
         """Raises Exit."""
-        raise Exit(
-            f"error: config/defaults.yaml has no setting {key}, which this verb needs: restore the line", 2
-        )
+        raise Exit(f"error: config/defaults.yaml has no setting {key}, which this verb needs: restore it", 2)
 
 
 def configured(c: Context, section: str) -> Configured:
     """A section as the configuration has it, all sources merged; on and off as text, as scripts take them."""
-    merged = c.config.get(section, {}).items()
-    return Configured((key, SWITCH[value] if isinstance(value, bool) else value) for key, value in merged)
+    merged = c.config.get(section)
+    values = DEFAULTS.get(section, {}) | (dict(merged) if hasattr(merged, "keys") else {})
+    return Configured(
+        (key, SWITCH[value] if isinstance(value, bool) else value) for key, value in values.items()
+    )
 
 
 def check_config(c: Context) -> None:
     """Refuse settings from files that only Invoke reads (~/.invoke.yaml, /etc/invoke.yaml). Raises Exit."""
-    for section, known in SECTIONS.items():
+    for section in IN_USE:
+        known = SECTIONS[section]
         for key, value in c.config[section].items():
             if key not in known.settings:
                 raise Exit(f"error: section {section} has no setting {key}{nearest(key, known.settings)}", 2)

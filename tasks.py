@@ -21,7 +21,7 @@ from pathlib import Path
 
 from invoke import Collection, Context, Exit, Task
 
-from configuration import DEFAULTS, ROOT, SECTIONS, check_config, configured, install
+from configuration import IN_USE, ROOT, SECTIONS, check_config, configured, install
 
 MODEL = ("stack", "role", "environment", "tags", "kms_key", "subnets", "security_groups", "isolation")
 DEPLOYED = ("kind", "instance", "count", "memory", "provisioned", "max")  # what cost takes from deploy
@@ -349,5 +349,5 @@ def cost(
     run_command(c, build_command("cost/estimate.py", *given, **options | same, **files))
 
 
-ns.configure(DEFAULTS)
+ns.configure(IN_USE)
 install()
