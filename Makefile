@@ -69,10 +69,10 @@ $(STAMP): requirements.lock
 	@test $$(df -Pk . | awk 'NR == 2 {print int($$4 / 1000000)}') -ge $(GIGABYTES) || test -x $(BIN)/torchrun \
 		|| { echo "error: the set-up needs $(GIGABYTES) GB on this disk: make room, or clone elsewhere" >&2; exit 3; }
 	@echo "setting up .venv: some minutes, once"
-	@said=$$($(PYTHON) -m venv .venv 2>&1) || { case "$$said" in \
+	@output=$$($(PYTHON) -m venv .venv 2>&1) || { case "$$output" in \
 		*"because ensurepip is not"* | *"No module named venv"* | *"No module named ensurepip"*) \
 			echo "error: $(PYTHON) has no working venv module: on Debian and Ubuntu, apt install python3-venv";; \
-		*) echo "error: $(PYTHON) -m venv .venv failed: $$(printf '%s\n' "$$said" | grep . | tail -n 1)";; \
+		*) echo "error: $(PYTHON) -m venv .venv failed: $$(printf '%s\n' "$$output" | grep . | tail -n 1)";; \
 		esac >&2; exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV) \
 		&& $(BIN)/python -m uv pip install --python $(BIN)/python --no-deps --compile-bytecode -r requirements.lock \

@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_read_says_why(mine, monkeypatch):
         (["local"], ""),
         ([], ""),
     ],
-    ids="-".join,
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
 def test_without_f_it_is_pets_yaml_or_else_the_only_other_one(mine, monkeypatch, names, chosen):
     folder = Path.cwd() / "config"
