@@ -74,11 +74,16 @@ def invoke(capsys, monkeypatch) -> Iterator[Callable]:
 
 
 @pytest.fixture
-def commands(invoke) -> Callable:
-    """The commands that `invoke --dry ...` prints, as words, without the interpreter."""
+def commands(invoke, tmp_path) -> Callable:
+    """The commands that `invoke --dry ...` prints, as words, without the interpreter.
+
+    The project is pets, whatever this copy has in config/pets.yaml, unless another is given.
+    """
+    (tmp_path / "pets.yaml").write_text("project: pets\n")
 
     def run(*words, **options):
-        done = invoke("--dry", *words, **options)
+        project = () if "-f" in words or "INVOKE_PROJECT" in options else ("-f", tmp_path / "pets.yaml")
+        done = invoke(*project, "--dry", *words, **options)
         assert done.returncode == 0, done.err
         return [shlex.split(line)[1:] for line in done.err.splitlines()]
 
