@@ -396,7 +396,7 @@ class ProjectProgram(Program):
         if flag := re.match(r"Flag <Argument: ([\w-]+).*needed value", message):
             return f"--{flag[1].replace('_', '-')} needs a value: {usage}"
         if missing := re.search(r"required positional arguments: (.*)", message):
-            return f"{verb} needs {missing[1]}: {usage}".replace("'", "")
+            return f"{verb} needs {missing[1].upper()}: {usage}".replace("'", "")
         return f"{message}: {usage}"
 
     def update_config(self, merge: bool = True) -> None:  # noqa: FBT001, FBT002 - Invoke's signature

@@ -428,7 +428,7 @@ def test_invoke_lists_a_line_for_every_verb_that_is_here(invoke):
         ),
         (["--dri", "train"], "invoke has no option --dri (did you mean --dry?): see `invoke --help`"),
         (["predict", "--top-k"], "--top-k needs a value: see `invoke predict --help`"),
-        (["predict"], "predict needs pictures: see `invoke predict --help`"),
+        (["predict"], "predict needs PICTURES: see `invoke predict --help`"),
         (["train", "--bs", "many"], "--bs: 'many' is not a whole number"),
         (["train", "--lr", "x"], "--lr: 'x' is not a number"),
         (
