@@ -1,11 +1,11 @@
-"""The project's verbs: each task gathers words and says one command, echoed, so that you learn what ran.
+"""The project's verbs: each task builds one command line, prints it and runs it.
 
     invoke train package                    # config/pets.yaml
     invoke -f config/local.yaml train       # another project
-    invoke train --arch resnet34 --bs 16    # any key of a section, for one run
+    invoke train --arch resnet34 --bs 16    # any setting of a section, for one run
 
-A section of the configuration is a script's flags. What no section sets are the places where scripts meet:
-build/<project>/, given here.
+A section of the configuration is a script's flags (configuration.py reads and checks them). What no section
+sets is where scripts meet: build/<project>/, given here.
 """
 
 import inspect
@@ -15,88 +15,99 @@ import signal
 import subprocess
 import sys
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 
-import yaml
-from invoke import Collection, Context, Exit, task
+from invoke import Collection, Context, Exit, Task
 
-ROOT = Path(__file__).resolve().parent
+from configuration import IN_USE, ROOT, SECTIONS, check_config, configured, install
+
 MODEL = ("stack", "role", "environment", "tags", "kms_key", "subnets", "security_groups", "isolation")
 DEPLOYED = ("kind", "instance", "count", "memory", "provisioned", "max")  # what cost takes from deploy
-TARGET = 600  # what deploy takes for a blank `target` of instances that are scaled
-DEFAULTS = yaml.safe_load((ROOT / "config" / "pets.yaml").read_text())
+TARGET = 600  # deploy's default for a blank `target` of autoscaled instances
+
+ns = Collection()
 
 
-def flags(section: str) -> Callable:
-    """Let a task take every key of a configuration section as an option, for one run.
+# --- how a verb becomes a command
 
-    The task gets them as `flags`, a ChainMap: first what the command line gives, then the configuration.
+
+def script_task(*scripts: str, **help: str) -> Callable:
+    """Register a verb with its own options' help, if its scripts are here: a folder takes its verbs along."""
+
+    def decorate(body: Callable) -> Task:
+        options = getattr(body, "option_help", {})
+        parameters = inspect.signature(body).parameters
+        switch = {name for name in help if isinstance(parameters[name].default, bool)}
+        own = {name: f"{text} ({'switch' if name in switch else 'text'})" for name, text in help.items()}
+        # No short flags where a section gives the options: a new setting would change their letters.
+        task: Task = Task(body, help=options | own, auto_shortflags=not options)
+        if all((ROOT / script).is_file() for script in scripts):
+            ns.add_task(task)
+        return task
+
+    return decorate
+
+
+def section_options(section: str) -> Callable:
+    """Let a verb take every setting of a configuration section as an option, for one run.
+
+    The verb gets them as `options`, a ChainMap: first what the command line gives, then the configuration.
     """
+    known = SECTIONS[section].settings if section in SECTIONS else {}
 
     def decorate(body: Callable) -> Callable:
         @wraps(body)
-        def run(c: Context, *args: object, **options: str | None) -> None:
-            keys = {key: options.pop(key) for key in DEFAULTS[section]}
-            given = {key: value for key, value in keys.items() if value is not None}
-            body(c, ChainMap(given, dict(c.config[section])), *args, **options)
+        def run(c: Context, *args: object, **given: str | None) -> None:
+            values = {key: given.pop(key) for key in known}
+            options = {key: value for key, value in values.items() if value is not None}
+            for key, value in options.items():
+                if reason := known[key].reject(value):
+                    raise Exit(f"error: --{key.replace('_', '-')}: {reason}", 2)
+            body(c, ChainMap(options, configured(c, section)), *args, **given)
 
-        own = [p for p in inspect.signature(body).parameters.values() if p.name not in ("c", "flags")]
-        keys = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in DEFAULTS[section]
-        ]
+        own = [p for p in inspect.signature(body).parameters.values() if p.name not in ("c", "options")]
+        keys = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in known]
         context = inspect.Parameter("c", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        run.__signature__ = inspect.Signature([context, *own, *keys])
+        run.__signature__ = inspect.Signature([context, *own, *keys])  # type: ignore[attr-defined]  # Invoke reads it
+        run.option_help = {key: str(setting) for key, setting in known.items()}  # type: ignore[attr-defined]
         return run
 
     return decorate
 
 
-def check(c: Context) -> None:
-    """Stop at a file or a section that Invoke would pass over without a word."""
-    file = getattr(c.config, "_runtime_path", None)
-    if file and not Path(file).is_file():
-        raise Exit(f"error: there is no {file}: name a file in config/ with -f", 2)
-    unknown = set(c.config) - set(DEFAULTS) - {"run", "runners", "sudo", "tasks", "timeouts"}
-    if unknown:
-        raise Exit(f"error: no section is called {', '.join(unknown)}: there are {', '.join(DEFAULTS)}", 2)
+def project_name(c: Context) -> str:
+    """The project's name: it may also be given as the folder that takes the place of build/<project>."""
+    return os.path.basename(str(c.config["project"]))
 
 
-def build(c: Context, stage: str = "") -> str:
+def build_path(c: Context, stage: str = "") -> str:
     """A stage's folder in build/<project>/."""
     return os.path.join("build", str(c.config["project"]), stage)
 
 
-def words(script: str, *arguments: str, **options: object) -> list[str]:
+def build_command(script: str, *arguments: str, **options: object) -> list[str]:
     """One script's command line; an option that is None is left to the script."""
     python = os.path.relpath(sys.executable, ROOT) if ROOT in Path(sys.executable).parents else sys.executable
     given = [f"--{key.replace('_', '-')}={value}" for key, value in options.items() if value is not None]
     return [python, script, *given, *arguments]
 
 
-def one_endpoint(flags: ChainMap) -> ChainMap:
-    """The flags without the address, or without the endpoint's name if an address shall be asked."""
-    other = "endpoint" if "url" in flags.maps[0] or not flags["endpoint"] else "url"
-    return flags | {other: None}
-
-
-def say(c: Context, command: list[str]) -> None:
-    """Echo a command, run it from the project's folder, and end with its exit code if that is not 0.
+def run_command(c: Context, command: list[str]) -> None:
+    """Print a command, run it from the project's folder, and end with its exit code if that is not 0.
 
     Not by Invoke's own runner: a command that serves must get the signals, with a terminal and without.
     """
-    check(c)
-    place = "" if Path.cwd() == ROOT else f"cd {shlex.quote(str(ROOT))} && "
-    print(place + shlex.join(command), file=sys.stderr, flush=True)  # stdout is the command's
+    check_config(c)
+    folder = "" if Path.cwd() == ROOT else f"cd {shlex.quote(str(ROOT))} && "
+    print(folder + shlex.join(command), file=sys.stderr, flush=True)  # stdout is the command's
     if c.config.run.dry:
         return
     process = subprocess.Popen(command, cwd=ROOT)
 
     def forward(number: int, _: object) -> None:
-        if (
-            number != signal.SIGINT or not sys.stdin.isatty()
-        ):  # a terminal's Ctrl-C reaches the command by itself
+        if number != signal.SIGINT or not sys.stdin.isatty():  # a terminal sends Ctrl-C to the command itself
             process.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -106,191 +117,216 @@ def say(c: Context, command: list[str]) -> None:
         raise Exit(code=code if code > 0 else 128 - code)
 
 
-@task(auto_shortflags=False)
-@flags("train")
-def train(c: Context, flags: ChainMap) -> None:
-    """Fit the model on the project's pictures (flags: train/train.py --help)."""
-    say(c, words("train/train.py", **flags, out=build(c, "train")))
+def switches(**given: bool) -> list[str]:
+    """The flags without a value: --yes for yes=True."""
+    return [f"--{name}" for name, on in given.items() if on]
 
 
-def name(c: Context) -> str:
-    """The project's name: it may also be given as the folder that takes the place of build/<project>."""
-    return os.path.basename(str(c.config["project"]))
+def one_endpoint(options: ChainMap) -> ChainMap:
+    """The options without the address, or without the endpoint's name if this run gives an address."""
+    other = "endpoint" if "url" in options.maps[0] or not options["endpoint"] else "url"
+    return options | {other: None}
 
 
-def upload(c: Context, *optional: str) -> list[str]:
+# --- train, package
+
+
+@script_task("train/train.py")
+@section_options("train")
+def train(c: Context, options: ChainMap) -> None:
+    """Fit the model on the project's pictures."""
+    run_command(c, build_command("train/train.py", **options, out=build_path(c, "train")))
+
+
+def upload_command(c: Context, *optional: str) -> list[str]:
     """The command that puts the archive into S3, unless it is there."""
-    places = {"archive": build(c, "model.tar.gz"), "out": build(c, "uploaded.json")}
-    return words("package/upload.py", *optional, project=name(c), **places, **c.config["upload"])
+    files = {"archive": build_path(c, "model.tar.gz"), "out": build_path(c, "uploaded.json")}
+    names = {"project": project_name(c), **files, **configured(c, "upload")}
+    return build_command("package/upload.py", *optional, **names)
 
 
-@task(auto_shortflags=False, help={"local": "do not upload the archive to S3"})
-@flags("package")
-def package(c: Context, flags: ChainMap, local: bool = False) -> None:
-    """Export as ONNX, prove it equal, pack it, upload it (flags: package/export.py --help)."""
-    model = build(c, "model")
-    say(c, words("package/export.py", train=build(c, "train"), out=model, **flags))
-    say(c, words("package/archive.py", model=model, out=build(c, "model.tar.gz")))
+@script_task(
+    "package/export.py", "package/archive.py", "package/upload.py", local="do not upload the archive to S3"
+)
+@section_options("package")
+def package(c: Context, options: ChainMap, *, local: bool = False) -> None:
+    """Export as ONNX, prove it equal to the Learner, pack it and upload it."""
+    model = build_path(c, "model")
+    run_command(c, build_command("package/export.py", train=build_path(c, "train"), out=model, **options))
+    run_command(c, build_command("package/archive.py", model=model, out=build_path(c, "model.tar.gz")))
     if not local:
-        say(c, upload(c, "--optional"))
+        run_command(c, upload_command(c, "--optional"))
+
+
+# --- on this machine
 
 
 DOCKER = "in the container, as large as what is deployed"
 
 
-def served(c: Context, flags: ChainMap, docker: bool, *command: str) -> list[str]:
+def local_command(c: Context, options: ChainMap, command: Sequence[str] = (), *, docker: bool) -> list[str]:
     """The command that serves the packaged model here, until Ctrl-C or while another command runs."""
-    deployed = c.config["deploy"]
-    size = "memory" if deployed["kind"] == "serverless" else "instance"
+    deployed = configured(c, "deploy")
+    size = "memory" if docker and deployed["kind"] == "serverless" else "instance"
     limits = {size: deployed[size]} if docker else {}
-    python, script, *rest = words("deploy/local.py", *command, model=build(c, "model"), **flags, **limits)
-    return [python, script, *(["--docker"] if docker else []), *rest]
+    model = build_path(c, "model")
+    python, script, *rest = build_command("deploy/local.py", *command, model=model, **options, **limits)
+    return [python, script, *switches(docker=docker), *rest]
 
 
-@task(auto_shortflags=False, help={"docker": DOCKER})
-@flags("local")
-def local(c: Context, flags: ChainMap, docker: bool = False) -> None:
-    """Serve the packaged model on this machine until Ctrl-C (flags: deploy/local.py --help)."""
-    say(c, served(c, flags, docker))
+@script_task("deploy/local.py", docker=DOCKER)
+@section_options("local")
+def local(c: Context, options: ChainMap, *, docker: bool = False) -> None:
+    """Serve the packaged model on this machine until Ctrl-C."""
+    run_command(c, local_command(c, options, docker=docker))
 
 
-@task(auto_shortflags=False, help={"docker": DOCKER})
-@flags("local")
-def test_local(c: Context, flags: ChainMap, docker: bool = False) -> None:  # noqa: PT028 - no test of pytest's
-    """Serve the packaged model, ask it training's validation pictures, and say whether it passed."""
-    ask = words("client/cli.py", endpoint=c.config["project"], expect=build(c, "train/validation.json"))
-    port = flags.maps[0].get("port", 0)  # the configured one may be serving already
-    say(c, served(c, flags | {"port": port}, docker, *ask))
+@script_task("deploy/local.py", "client/cli.py", docker=DOCKER)
+@section_options("local")
+def test_local(c: Context, options: ChainMap, *, docker: bool = False) -> None:  # noqa: PT028 - a verb
+    """Serve the packaged model, send it training's validation pictures, and report whether it passed."""
+    expected = build_path(c, "train/validation.json")
+    query = build_command("client/cli.py", endpoint=c.config["project"], expect=expected)
+    port = options.maps[0].get("port", 0)  # the configured one may be serving already
+    run_command(c, local_command(c, options | {"port": port}, query, docker=docker))
 
 
-@task(
-    auto_shortflags=False,
-    positional=["pictures"],
-    help={"pictures": "a file, folder, quoted glob or address"},
-)
-@flags("predict")
-def predict(c: Context, flags: ChainMap, pictures: str) -> None:
-    """Ask an endpoint about pictures; more of them after -- (flags: client/cli.py --help)."""
-    asked = [pictures, *(sys.argv[sys.argv.index("--") + 1 :] if c.remainder else [])]
-    asked = [name if "://" in name else os.path.relpath(name, ROOT) for name in asked]
-    flags = one_endpoint(flags)
-    say(c, words("client/cli.py", *asked, **flags | {"kind": flags["kind"] if flags["endpoint"] else None}))
+@script_task("client/cli.py", pictures="a file, folder, quoted glob or address")
+@section_options("predict")
+def predict(c: Context, options: ChainMap, pictures: str) -> None:
+    """Send pictures to an endpoint; more of them after --."""
+    given = [pictures, *(sys.argv[sys.argv.index("--") + 1 :] if c.remainder else [])]
+    paths = [path if "://" in path else os.path.relpath(path, ROOT) for path in given]
+    options = one_endpoint(options)
+    kind = options["kind"] if options["endpoint"] else None
+    run_command(c, build_command("client/cli.py", *paths, **options | {"kind": kind}))
 
 
-@task(auto_shortflags=False, help={"yes": "load an endpoint on SageMaker, which costs money, without asking"})
-@flags("bench")
-def bench(c: Context, flags: ChainMap, yes: bool = False) -> None:
-    """Load an endpoint until answers come too late (flags: bench/load.py --help)."""
-    consent = ["--yes"] if yes else []
-    say(c, words("bench/load.py", *consent, **one_endpoint(flags), out=build(c, "bench.json")))
+@script_task("bench/load.py", yes="load an endpoint on SageMaker, which costs money, without confirmation")
+@section_options("bench")
+def bench(c: Context, options: ChainMap, *, yes: bool = False) -> None:
+    """Load an endpoint step by step until its latency is too high."""
+    out = build_path(c, "bench.json")
+    run_command(c, build_command("bench/load.py", *switches(yes=yes), **one_endpoint(options), out=out))
 
 
-def endpoint(c: Context, verb: str, *arguments: str, **options: object) -> list[str]:
+# --- on SageMaker
+
+
+def endpoint_command(c: Context, verb: str, *arguments: str, **options: object) -> list[str]:
     """The command of one of deploy/endpoint.py's verbs."""
-    places = {"project": name(c), "build": build(c)}
-    python, script, *rest = words("deploy/endpoint.py", *arguments, **places, **options)
+    names = {"project": project_name(c), "build": build_path(c)}
+    python, script, *rest = build_command("deploy/endpoint.py", *arguments, **names, **options)
     return [python, script, verb, *rest]
 
 
-def image_words(c: Context, *arguments: str, **options: object) -> list[str]:
-    """The command that makes the image of `stack: slim`, unless it is there."""
-    places = {"project": name(c), "build": build(c), **c.config["upload"]}
-    return words("deploy/image.py", *arguments, **places, **options)
+def image_command(c: Context, *arguments: str, **options: object) -> list[str]:
+    """The command that builds the image of `stack: slim`, unless it is there."""
+    names = {"project": project_name(c), "build": build_path(c), **configured(c, "upload")}
+    return build_command("deploy/image.py", *arguments, **names, **options)
 
 
-@task(
-    auto_shortflags=False,
-    help={"delete": "remove the images and all that made them", "yes": "without asking"},
+@script_task(
+    "deploy/image.py",
+    delete="remove the images and all that was created to build them",
+    yes="without confirmation",
 )
-@flags("image")
-def image(c: Context, flags: ChainMap, delete: bool = False, yes: bool = False) -> None:
-    """Build the slim image, push it to ECR, say what a scan finds (flags: deploy/image.py --help)."""
-    deployed = c.config["deploy"]
-    given = [*(["--delete"] if delete else []), *(["--yes"] if yes else [])]
-    instance = flags["instance"] or deployed["instance"]
-    say(c, image_words(c, *given, kind=deployed["kind"], **flags | {"instance": instance}))
+@section_options("image")
+def image(c: Context, options: ChainMap, *, delete: bool = False, yes: bool = False) -> None:
+    """Build the slim image, push it to ECR and report what a scan finds."""
+    deployed = configured(c, "deploy")
+    size = {"kind": deployed["kind"], "instance": options["instance"] or deployed["instance"]}
+    run_command(c, image_command(c, *switches(delete=delete, yes=yes), **options | size))
 
 
-@task(auto_shortflags=False, help={"rollback": "go back to what was served before"})
-@flags("deploy")
-def deploy(c: Context, flags: ChainMap, rollback: bool = False) -> None:
-    """Make the endpoint on SageMaker, or change it (flags: deploy/endpoint.py deploy --help)."""
+@script_task("deploy/endpoint.py", "package/upload.py", rollback="go back to what was served before")
+@section_options("deploy")
+def deploy(c: Context, options: ChainMap, *, rollback: bool = False) -> None:
+    """Create the endpoint on SageMaker, or update it."""
     if not rollback:
-        say(c, endpoint(c, "deploy", "--check", **flags))  # before anything is uploaded, or a build paid for
-        say(c, upload(c))
-        if flags["stack"] == "slim":
-            runs = {key: flags[key] for key in ("kind", "instance")}
-            say(c, image_words(c, **dict(c.config["image"]) | runs))
-    say(c, endpoint(c, "deploy", *(["--rollback"] if rollback else []), **flags))
+        # Settings are checked before anything is uploaded or a build is paid for.
+        run_command(c, endpoint_command(c, "deploy", "--check", **options))
+        run_command(c, upload_command(c))
+        if options["stack"] == "slim":
+            size = {key: options[key] for key in ("kind", "instance")}
+            run_command(c, image_command(c, **configured(c, "image") | size))
+    run_command(c, endpoint_command(c, "deploy", *switches(rollback=rollback), **options))
 
 
-@task(help={"all": "every endpoint that this tool made in the account", "json": "print JSON"})
-def status(c: Context, all: bool = False, json: bool = False) -> None:
-    """Say what runs on SageMaker, how it does and what it costs."""
-    say(c, endpoint(c, "status", *(["--all"] if all else []), *(["--json"] if json else [])))
+@script_task(
+    "deploy/endpoint.py", all="every endpoint that this tool created in the account", json="print JSON"
+)
+def status(c: Context, *, all: bool = False, json: bool = False) -> None:
+    """Report what runs on SageMaker, its health and its price."""
+    run_command(c, endpoint_command(c, "status", *switches(all=all, json=json)))
 
 
-@task(help={"follow": "go on until Ctrl-C", "since": "how far back: 10m, 1h, 2d"})
-def logs(c: Context, follow: bool = False, since: str = "1h") -> None:
+@script_task("deploy/endpoint.py", follow="go on until Ctrl-C", since="how far back: 10m, 1h (default), 2d")
+def logs(c: Context, *, follow: bool = False, since: str = "1h") -> None:
     """Print what the endpoint's containers write."""
-    say(c, endpoint(c, "logs", *(["--follow"] if follow else []), since=since))
+    run_command(c, endpoint_command(c, "logs", *switches(follow=follow), since=since))
 
 
-@task(auto_shortflags=False, positional=["source", "to"])
-@flags("transform")
-def transform(c: Context, flags: ChainMap, source: str, to: str) -> None:
-    """Answer every picture under s3://SOURCE into s3://TO (flags: deploy/endpoint.py transform --help)."""
-    model = {key: c.config["deploy"][key] for key in MODEL}
+@script_task(
+    "deploy/endpoint.py", source="s3://bucket/prefix of the pictures", to="s3://bucket/prefix for the answers"
+)
+@section_options("transform")
+def transform(c: Context, options: ChainMap, source: str, to: str) -> None:
+    """Predict every picture under s3://SOURCE into s3://TO, without an endpoint."""
+    deployed = configured(c, "deploy")
+    model = {key: deployed[key] for key in MODEL}
     if model["stack"] == "slim":
-        say(c, image_words(c, **dict(c.config["image"]) | {"instance": flags["instance"]}))
-    say(c, endpoint(c, "transform", source, to, **model, **flags))
+        size = {"instance": options["instance"]}
+        run_command(c, image_command(c, **configured(c, "image") | size))
+    run_command(c, endpoint_command(c, "transform", source, to, **model, **options))
 
 
-@task(help={"yes": "do not ask", "data": "what is in S3, and the logs, as well"})
-def destroy(c: Context, yes: bool = False, data: bool = False) -> None:
-    """Remove everything of the project from SageMaker."""
-    given = [*(["--yes"] if yes else []), *(["--data"] if data else [])]
-    say(c, endpoint(c, "destroy", *given, **c.config["upload"]))
+@script_task("deploy/endpoint.py", yes="without confirmation", data="also what is in S3, and the logs")
+def destroy(c: Context, *, yes: bool = False, data: bool = False) -> None:
+    """Delete everything of the project from SageMaker."""
+    run_command(c, endpoint_command(c, "destroy", *switches(yes=yes, data=data), **configured(c, "upload")))
 
 
-@task(
-    help={
-        "create": "make the roles, or bring them up to date",
-        "remove": "delete them",
-        "read": "where transform's pictures are: s3://bucket/prefix,s3://...",
-        "write": "where its answers go",
-    }
+@script_task(
+    "deploy/role.py",
+    create="create the roles, or update them",
+    remove="delete them",
+    read="where transform's pictures are: s3://bucket/prefix,s3://...",
+    write="where its answers go, likewise",
 )
 def role(
     c: Context,
+    *,
     create: bool = False,
     remove: bool = False,
     read: str | None = None,
     write: str | None = None,
 ) -> None:
     """Print the roles and policies that the project needs on AWS."""
-    given = [*(["--create"] if create else []), *(["--remove"] if remove else [])]
-    own = {key: c.config["deploy"][key] for key in ("role", "kms_key")}
-    options = {"project": name(c), "read": read, "write": write, **own, **c.config["upload"]}
-    say(c, words("deploy/role.py", *given, **options))
+    deployed = configured(c, "deploy")
+    own = {key: deployed[key] for key in ("role", "kms_key")}
+    options = {"project": project_name(c), "read": read, "write": write, **own, **configured(c, "upload")}
+    run_command(c, build_command("deploy/role.py", *switches(create=create, remove=remove), **options))
 
 
-@task(
-    auto_shortflags=False,
-    help={
-        "example": "fast.ai's guide of 2019, then and now",
-        "compare": "every kind and instance, cheapest first",
-        "simulate": "a day, request by request",
-        "actual": "what runs in your account now",
-        "billed": "with --actual: what Cost Explorer says of it, for $0.01",
-        "refresh": "read AWS's price list into your own cache",
-        "json": "print JSON",
-    },
+# --- its price
+
+
+@script_task(
+    "cost/estimate.py",
+    example="fast.ai's guide of 2019, then and now",
+    compare="every kind and instance, cheapest first",
+    simulate="a day, request by request",
+    actual="what runs in your account now",
+    billed="with --actual: what Cost Explorer reports, for $0.01",
+    refresh="read AWS's price list into your own cache",
+    json="print JSON",
 )
-@flags("cost")
+@section_options("cost")
 def cost(
     c: Context,
-    flags: ChainMap,
+    options: ChainMap,
+    *,
     example: bool = False,
     compare: bool = False,
     simulate: bool = False,
@@ -299,19 +335,19 @@ def cost(
     refresh: bool = False,
     json: bool = False,
 ) -> None:
-    """Say what an endpoint costs, or would cost (flags: cost/estimate.py --help)."""
-    switches = {"compare": compare, "simulate": simulate, "actual": actual, "billed": billed}
-    switches |= {"refresh": refresh, "json": json, "example=guide": example}
-    given = [f"--{switch}" for switch, on in switches.items() if on]
-    deployed = c.config["deploy"]
-    same = {key: deployed[key] for key in DEPLOYED if flags[key] is None}
-    if flags["invocations"] is None and deployed["max"]:
+    """Estimate what an endpoint costs, or would cost."""
+    given = switches(
+        compare=compare, simulate=simulate, actual=actual, billed=billed, refresh=refresh, json=json
+    )
+    if example:
+        given.append("--example=guide")
+    deployed = configured(c, "deploy")
+    same = {key: deployed[key] for key in DEPLOYED if options[key] is None}
+    if options["invocations"] is None and deployed["max"]:
         same["invocations"] = deployed["target"] or TARGET
-    places = {"archive": build(c, "model.tar.gz"), "bench": build(c, "bench.json")}
-    say(c, words("cost/estimate.py", *given, **flags | same, **places))
+    files = {"archive": build_path(c, "model.tar.gz"), "bench": build_path(c, "bench.json")}
+    run_command(c, build_command("cost/estimate.py", *given, **options | same, **files))
 
 
-ns = Collection(train, package, local, test_local, predict, bench)
-for life in (role, image, deploy, status, logs, transform, destroy, cost):
-    ns.add_task(life)
-ns.configure(DEFAULTS)
+ns.configure(IN_USE)
+install()
