@@ -7,7 +7,7 @@ then 20 more for the latency. What a serverless endpoint does before that on AWS
 fetching the image and the archive) cannot be measured here and comes on top. Needs a Docker engine; without
 --image, takes the newest image that `invoke local --docker` has built.
 
-Exit codes: 0 success · 2 usage or configuration · 3 external failure (Docker, a container that does not start)
+Exit codes: 0 success · 2 usage or configuration · 3 external failure (Docker, a container fails)
 """
 
 import argparse

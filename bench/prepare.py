@@ -5,6 +5,7 @@ which is trained where no model is given, and the toolkit. The model is packaged
 scripts of this checkout.
 """
 
+import bisect
 import io
 import re
 import shutil
@@ -144,10 +145,13 @@ def noise_photo(width: int, height: int, seed: int = 0, tint: tuple[int, ...] = 
 
 
 def encode(image: Image.Image, max_bytes: int) -> bytes:
-    """A JPEG at the highest quality that stays within `max_bytes`."""
-    for quality in range(98, 40, -1):
+    """A JPEG at the highest quality, of 41 to 98, that stays within `max_bytes`."""
+
+    def jpeg(quality: int) -> bytes:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=quality)
-        if file.tell() <= max_bytes:
-            break
-    return file.getvalue()
+        return file.getvalue()
+
+    qualities = range(41, 99)
+    above = bisect.bisect_right(qualities, max_bytes, lo=1, key=lambda quality: len(jpeg(quality)))
+    return jpeg(qualities[above - 1])

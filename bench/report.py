@@ -215,9 +215,9 @@ def comparison(result: dict[str, Any]) -> Table:
     """The ratios as a table."""
     grid = Table(box=None, header_style="bold", padding=(0, 1), pad_edge=False)
     keys = list(result["ratios"]["exact"])
-    headings = {"theoretical_minimum": "model / theoretical minimum"}
+    headings = {"theoretical_minimum": "model / theo-\nretical minimum"}
     for key in ("", *keys):
-        grid.add_column(headings.get(key, key.replace("_", " ")), no_wrap=True)
+        grid.add_column(headings.get(key, key.replace("_", "\n")), no_wrap=True)
     for way in WAYS:
         usual, strict = result["ratios"][way], result["ratios_strict"][way]
         grid.add_row(f"[bold]{way}", *(f"[bold]{usual[key]:.2f}" for key in keys))

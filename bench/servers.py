@@ -86,6 +86,8 @@ def running(
         yield Running(process, start, log)
     finally:
         stop_session(process)
+        if process.stdout:
+            process.stdout.close()
 
 
 def stop_session(process: subprocess.Popen) -> None:
