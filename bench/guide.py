@@ -1,4 +1,4 @@
-"""The handlers of fast.ai's guide of 2019, written anew for fastai 2.8: what its users would deploy today.
+"""The handlers of fast.ai's guide of 2019, rewritten for fastai 2.8: what its users would deploy today.
 
 Faithful in what costs time: fastai is imported whole, `load_learner` reads export.pkl, and every request goes
 through `learn.predict`. In the guide's archive this file is code/inference.py.
@@ -16,30 +16,30 @@ logger = logging.getLogger(__name__)
 
 
 def model_fn(model_dir: str | Path) -> Learner:
-    """The Learner that `learn.export` wrote."""
+    """Load the Learner that `learn.export` wrote."""
     logger.info("loading the Learner in %s", model_dir)
     return load_learner(Path(model_dir) / "export.pkl")
 
 
-def input_fn(body: bytes | str, content_type: str = "image/jpeg") -> PILImage:
-    """The picture in a request: its own bytes, or those behind the address in JSON."""
+def input_fn(body: bytes, content_type: str = "image/jpeg") -> PILImage:
+    """Read the picture of a request: its bytes, or those at the address in its JSON."""
     if content_type.startswith("image/"):
         return PILImage.create(io.BytesIO(body))
     if content_type == "application/json":
-        reply = requests.get(json.loads(body)["url"], timeout=10)
-        return PILImage.create(io.BytesIO(reply.content))
+        response = requests.get(json.loads(body)["url"], timeout=10)
+        return PILImage.create(io.BytesIO(response.content))
     raise ValueError(f"unsupported Content-Type {content_type}")
 
 
 def predict_fn(picture: PILImage, model: Learner) -> dict:
-    """The best class, and how sure the model is of it."""
+    """The best class and its probability."""
     with model.no_bar():
         label, index, probabilities = model.predict(picture)
     return {"class": str(label), "confidence": float(probabilities[index])}
 
 
 def output_fn(prediction: dict, accept: str = "application/json") -> tuple[str, str]:
-    """The prediction as JSON, and its type."""
+    """The prediction as JSON, and its Content-Type."""
     if accept != "application/json":
         raise ValueError(f"unsupported Accept {accept}")
     return json.dumps(prediction), accept

@@ -1,21 +1,21 @@
-"""How much an endpoint can take: more and more requests at a time, until answers come too late.
+"""Load test of an endpoint: more and more concurrent requests, until its latency is over a limit.
 
     python bench/load.py --url http://127.0.0.1:8080 --p99 200ms
     python bench/load.py --endpoint pets --out build/pets/bench.json
 
-Each step keeps that many requests under way for some seconds, and tries none again. The first with a p99 over
-the limit, or with more than ERRORS of its requests failed, is the last. `--out` is a JSON object:
+Each step keeps a number of requests in flight for some seconds, without retries. The first step with a p99
+over the limit, or with more than MAX_ERRORS of its requests failed, is the last. `--out` is a JSON object:
 
     endpoint   the address or the name
-    picture    {"from": "generated" or where it lies, "files": 1, "bytes": 99871 (on average)}
+    picture    {"from": "generated" or the paths, "files": 1, "bytes": 99871 (on average)}
     when       the start, in UTC
     limit      {"p99_ms": 200.0 or null, "errors": 0.05}
     steps      [{"concurrency": 4, "seconds": 10.1, "requests": 243, "pictures_per_second": 24.0,
                  "p50_ms": 161.5, "p90_ms": 180.2, "p99_ms": 198.7, "errors": {"503 busy": 1}}, ...]
-    best       the first step within the limit that comes NEAR the most pictures per second of any such:
+    best       the first step within the limit that comes NEAR the highest throughput of any such:
                {"concurrency", "pictures_per_second", "p99_ms"}; or null
 
-Exit codes: 0 done · 1 no step was within the limit, or you said no · 2 usage · 3 the endpoint does not answer
+Exit codes: 0 success · 1 no step was within the limit, or not confirmed · 2 usage · 3 external failure
 """
 
 import argparse
@@ -32,19 +32,23 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stacks import BenchError, progress
-from targets import TIMEOUT, Ask, on_sagemaker, over_http
+from clients import TIMEOUT, Send, http_client, sagemaker_client
+from measure import percentile
+from servers import BenchError, progress
 
-ERRORS = 0.05
-NEAR = 0.97  # where more at a time only wait longer, rates differ by chance
+MAX_ERRORS = 0.05  # of the requests of a step
+NEAR = 0.97  # of the highest throughput, which varies by chance where more requests only wait longer
 WARM_UPS = 5
-PAUSE_SECONDS = 0.1  # after a failure: nobody would ask a full server again at once
+PAUSE_SECONDS = 0.1  # after a failed request: no client should retry at once when a server is full
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-MOST_FILES = 200  # held in memory
+MAX_FILES = 200  # held in memory
+
+
+Request = tuple[float, float, str | None]  # start, end, what went wrong
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Load, show, and say which step was best; returns the exit code."""
+    """Load an endpoint, and show the steps and the best one; returns the exit code."""
     args = parse(argv)
     try:
         result = measure(args)
@@ -57,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error.filename}: {error.strerror}: name another file", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; waiting for what is under way", file=sys.stderr)
+        print("stopped; waiting for the requests in flight", file=sys.stderr)
         return 130
     if args.json:
         print(json.dumps(result, indent=1))
@@ -67,32 +71,46 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--endpoint", metavar="NAME", help="an endpoint on SageMaker")
     where.add_argument("--url", help="a plain server, such as http://127.0.0.1:8080")
-    parser.add_argument("--pictures", nargs="+", type=Path, metavar="PATH", help="files or a folder")
     parser.add_argument(
-        "--concurrency", type=counts, default="1,2,4,8,16,32,64", metavar="N,N,...", help="(%(default)s)"
+        "--pictures",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="files or a folder; default: a generated photograph",
     )
-    parser.add_argument("--seconds", type=float, default=10, help="for each step (%(default)s)")
-    parser.add_argument("--p99", type=milliseconds, default="1s", help="such as 200ms, or none (%(default)s)")
+    parser.add_argument(
+        "--concurrency",
+        type=counts,
+        default="1,2,4,8,16,32,64",
+        metavar="N,N,...",
+        help="requests in flight, step by step (%(default)s)",
+    )
+    parser.add_argument("--seconds", type=float, default=10, help="duration of each step (%(default)s)")
+    parser.add_argument(
+        "--p99", type=milliseconds, default="1s", help="the limit, such as 200ms, or none (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result there as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.add_argument("--yes", action="store_true", help="load an endpoint on SageMaker without asking")
+    parser.add_argument(
+        "--yes", action="store_true", help="load an endpoint on SageMaker without confirmation"
+    )
     return parser.parse_args(argv)
 
 
 def counts(text: str) -> list[int]:
-    """Whole numbers from 1, between commas."""
+    """An argument that is whole numbers from 1, between commas."""
     if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not like 1,2,4,8")
     return [int(number) for number in text.split(",")]
 
 
 def milliseconds(text: str) -> float | None:
-    """A duration such as 200ms or 1.5s; None of "none"."""
+    """An argument that is a duration such as 200ms or 1.5s; None for "none"."""
     if text == "none":
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)", text)
@@ -107,49 +125,49 @@ def measure(args: argparse.Namespace) -> dict:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)  # fails before the load rather than after it
     connections = max(args.concurrency)
-    ask = on_sagemaker(args.endpoint, connections) if args.endpoint else over_http(args.url, connections)
+    send = (sagemaker_client if args.endpoint else http_client)(args.endpoint or args.url, connections)
     if args.endpoint and not args.yes:
         confirm(args)
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    warm_up(ask, pictures, args.endpoint or args.url)
+    warm_up(send, pictures, args.endpoint or args.url)
     steps = []
     for concurrency in args.concurrency:
-        step = run_step(ask, pictures, concurrency, args.seconds)
+        step = run_step(send, pictures, concurrency, args.seconds)
         steps.append(step)
         p99 = f", p99 {step['p99_ms']} ms" if step["p99_ms"] else ""
-        progress(f"{concurrency:4} at a time: {step['pictures_per_second']} pictures/s{p99}")
-        if why := over(step, args.p99):
-            progress(f"no further: {why}")
+        progress(f"concurrency {concurrency}: {step['pictures_per_second']} pictures/s{p99}")
+        if reason := over_limit(step, args.p99):
+            progress(f"last step: {reason}")
             break
     return {
         "endpoint": args.endpoint or args.url,
         "picture": picture,
         "when": when,
-        "limit": {"p99_ms": args.p99, "errors": ERRORS},
+        "limit": {"p99_ms": args.p99, "errors": MAX_ERRORS},
         "steps": steps,
-        "best": find_best([step for step in steps if not over(step, args.p99)]),
+        "best": find_best([step for step in steps if not over_limit(step, args.p99)]),
     }
 
 
 def find_best(within: list[dict]) -> dict | None:
-    """What the result says of the best step."""
-    most = max((step["pictures_per_second"] for step in within), default=0)
+    """The `best` of the result, out of the steps within the limit."""
+    highest = max((step["pictures_per_second"] for step in within), default=0)
     for step in within:
-        if step["pictures_per_second"] >= NEAR * most:
+        if step["pictures_per_second"] >= NEAR * highest:
             return {key: step[key] for key in ("concurrency", "pictures_per_second", "p99_ms")}
     return None
 
 
 def read_pictures(paths: list[Path] | None) -> tuple[list[bytes], dict]:
-    """What to send, and what the result says of it. Raises BenchError or OSError."""
+    """The pictures to send, and the `picture` of the result. Raises BenchError or OSError."""
     if paths:
         files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
         files = [file for file in files if file in paths or file.suffix.lower() in SUFFIXES]
-        pictures = [file.read_bytes() for file in files[:: math.ceil(len(files) / MOST_FILES) or 1]]
+        pictures = [file.read_bytes() for file in files[:: math.ceil(len(files) / MAX_FILES) or 1]]
     else:
-        from prepare import PHOTO, PHOTO_BYTES, clouds, encode
+        from prepare import PHOTO, PHOTO_BYTES, encode, noise_photo
 
-        pictures = [encode(clouds(*PHOTO), PHOTO_BYTES)]
+        pictures = [encode(noise_photo(*PHOTO), PHOTO_BYTES)]
     source = ", ".join(map(str, paths)) if paths else "generated"
     if not pictures:
         raise BenchError(f"there is no picture in {source}", 2)
@@ -158,48 +176,49 @@ def read_pictures(paths: list[Path] | None) -> tuple[list[bytes], dict]:
 
 
 def confirm(args: argparse.Namespace) -> None:
-    """Ask before money is spent. Raises BenchError unless the user says yes."""
+    """Ask the user before money is spent. Raises BenchError unless the answer is yes."""
     if not sys.stdin.isatty():
-        raise BenchError("this load may cost money, and there is nobody to ask: give --yes to go on", 2)
-    most, seconds = max(args.concurrency), len(args.concurrency) * args.seconds
+        raise BenchError("this load may cost money, and stdin is not a terminal: pass --yes to confirm", 2)
+    concurrency, seconds = max(args.concurrency), len(args.concurrency) * args.seconds
+    load = f"up to {concurrency} requests in flight for up to {seconds:.0f} s"
     progress(
-        f"{args.endpoint} on SageMaker will have up to {most} requests under way for up to {seconds:.0f} s.\n"
-        "A serverless endpoint is billed for each, and others may add instances. Go on? [y/N]"
+        f"{args.endpoint} on SageMaker will have {load}.\n"
+        "A serverless endpoint is billed for each request, and others may scale out. Continue? [y/N]"
     )
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise BenchError("nothing was asked", 1)
+        raise BenchError("not confirmed: no request was sent", 1)
 
 
 # --- the load
 
 
-def warm_up(ask: Ask, pictures: list[bytes], where: str) -> None:
-    """The first requests, which do not count. Raises BenchError if the very first fails."""
-    progress(f"asking {where}")
-    if why := ask(pictures[0]):
-        raise BenchError(f"{where} does not answer a picture ({why}): see that it runs, and try again")
+def warm_up(send: Send, pictures: list[bytes], name: str) -> None:
+    """Send the first requests, which do not count. Raises BenchError if the very first fails."""
+    progress(f"loading {name}")
+    if reason := send(pictures[0]):
+        raise BenchError(f"{name} does not answer a picture ({reason}): check that it runs, and try again")
     for picture in itertools.islice(itertools.cycle(pictures), WARM_UPS):
-        ask(picture)
+        send(picture)
 
 
-def run_step(ask: Ask, pictures: list[bytes], concurrency: int, seconds: float) -> dict:
-    """Keep `concurrency` requests under way for `seconds`: one step of the result."""
-    done: list[tuple[float, float, str | None]] = []  # start, end, what went wrong
+def run_step(send: Send, pictures: list[bytes], concurrency: int, seconds: float) -> dict:
+    """Keep `concurrency` requests in flight for `seconds`: one step of the result."""
+    done: list[Request] = []
     together = threading.Barrier(concurrency)
     stopped = threading.Event()
 
     def worker(number: int) -> None:
         turn = itertools.islice(itertools.cycle(pictures), number % len(pictures), None)
-        ask(next(turn))  # opens the connection
+        send(next(turn))  # opens the connection
         together.wait(2 * TIMEOUT)
         end = time.perf_counter() + seconds
         while not stopped.is_set():
             start = time.perf_counter()
-            why = ask(next(turn))
-            done.append((start, time.perf_counter(), why))
+            error = send(next(turn))
+            done.append((start, time.perf_counter(), error))
             if not time.perf_counter() < end:
                 break
-            if why:
+            if error:
                 stopped.wait(PAUSE_SECONDS)
 
     with ThreadPoolExecutor(concurrency) as pool:
@@ -210,47 +229,47 @@ def run_step(ask: Ask, pictures: list[bytes], concurrency: int, seconds: float) 
     return summarise(done, concurrency)
 
 
-def summarise(done: list[tuple[float, float, str | None]], concurrency: int) -> dict:
-    """One step: latencies in milliseconds (nearest rank, of the answers), answers per second, errors."""
-    starts, ends, whys = zip(*done, strict=True)
-    taken = sorted(1000 * (end - start) for start, end, why in done if not why)
+def summarise(done: list[Request], concurrency: int) -> dict:
+    """One step: latency percentiles of the answers in milliseconds, answers per second, errors."""
+    starts, ends, errors = zip(*done, strict=True)
+    latencies = sorted(1000 * (end - start) for start, end, error in done if not error)
     elapsed = max(ends) - min(starts)
-    ranks = {f"p{p}_ms": taken and round(taken[math.ceil(len(taken) * p / 100) - 1], 1) for p in (50, 90, 99)}
+    ranks = {f"p{percent}_ms": percentile(latencies, percent) for percent in (50, 90, 99)}
     return {
         "concurrency": concurrency,
         "seconds": round(elapsed, 2),
         "requests": len(done),
-        "pictures_per_second": round(len(taken) / elapsed, 2),
-        **{name: rank or None for name, rank in ranks.items()},
-        "errors": dict(Counter(why for why in whys if why).most_common()),
+        "pictures_per_second": round(len(latencies) / elapsed, 2),
+        **{name: None if rank is None else round(rank, 1) for name, rank in ranks.items()},
+        "errors": dict(Counter(error for error in errors if error).most_common()),
     }
 
 
-def over(step: dict, p99: float | None) -> str:
-    """What makes a step too much, in words; nothing if it is within the limit."""
+def over_limit(step: dict, p99: float | None) -> str:
+    """Why a step is over the limit; empty if it is within."""
     failed = sum(step["errors"].values()) / step["requests"]
-    if failed > ERRORS:
+    if failed > MAX_ERRORS:
         return f"{100 * failed:.0f} % of the requests failed ({', '.join(step['errors'])})"
     if p99 is not None and step["p99_ms"] > p99:
         return f"p99 of {step['p99_ms']} ms is over {p99:g} ms"
     return ""
 
 
-# --- what comes of it
+# --- the result
 
 
 def write(out: Path, result: dict) -> None:
-    """The result as JSON, whole or not at all."""
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    """Write the result as JSON, atomically."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        beside.write_text(json.dumps(result, indent=1) + "\n")
-        beside.replace(out)
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.replace(out)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def show(result: dict) -> None:
-    """The steps as a table, with a bar for their rate, and the best in words."""
+    """Print the steps as a table, with a bar for their throughput, and the best one."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.progress_bar import ProgressBar
@@ -258,22 +277,22 @@ def show(result: dict) -> None:
 
     best, steps = result["best"], result["steps"]
     table = Table(box=SIMPLE_HEAD, header_style="dim")
-    for name in ("at a time", "pictures/s", "", "p50 ms", "p90 ms", "p99 ms", "errors"):
+    for name in ("concurrency", "pictures/s", "", "p50 ms", "p90 ms", "p99 ms", "errors"):
         table.add_column(name, justify="left" if name in ("", "errors") else "right")
-    most = max(step["pictures_per_second"] for step in steps)
+    highest = max(step["pictures_per_second"] for step in steps)
     for step in steps:
-        bar = ProgressBar(most or 1, step["pictures_per_second"], 20, complete_style="green")
+        bar = ProgressBar(highest or 1, step["pictures_per_second"], 20, complete_style="green")
         ranks = [str(step[f"p{p}_ms"] or "") for p in (50, 90, 99)]
-        errors = ", ".join(f"{count} x {why}" for why, count in step["errors"].items())
+        errors = ", ".join(f"{count} x {error}" for error, count in step["errors"].items())
         style = "bold" if best and step["concurrency"] == best["concurrency"] else ""
         rate = str(step["pictures_per_second"])
         table.add_row(str(step["concurrency"]), rate, bar, *ranks, errors, style=style)
     Console(highlight=False).print(table)
     if not best:
-        print(f"no step was within the limit: {over(steps[0], result['limit']['p99_ms'])}")
+        print(f"no step was within the limit: {over_limit(steps[0], result['limit']['p99_ms'])}")
         return
     concurrency, rate, p99 = best.values()
-    print(f"best: {concurrency} at a time, {rate} pictures/s, p99 {p99} ms")
+    print(f"best: concurrency {concurrency}, {rate} pictures/s, p99 {p99} ms")
 
 
 if __name__ == "__main__":

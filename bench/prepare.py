@@ -1,9 +1,11 @@
 """What serving.py compares: one trained model packaged three ways, two photographs, TorchServe's toolkit.
 
-Everything lies in one folder, build/bench. What takes long is kept there for the next time: the stand-in that
-is trained where no model is given, and the toolkit. Packaging is done anew, by the scripts of this checkout.
+Everything is in one folder, build/bench. What takes long is kept there for the next run: the stand-in model,
+which is trained where no model is given, and the toolkit. The model is packaged again in each run, by the
+scripts of this checkout.
 """
 
+import bisect
 import io
 import re
 import shutil
@@ -16,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stacks import ROOT, BenchError, progress
+from servers import ROOT, BenchError, progress
 
-# The guide's network on pictures that it learns to tell apart within minutes: an answer takes as long as a
-# better model's, and is sure enough for package to choose the precision by speed. timm's resnet50 is the same
-# network as torchvision's, but starts from weights that learn from scratch in far fewer steps.
+# The guide's network on pictures that it learns to tell apart within minutes: a prediction takes as long as a
+# better model's, and is confident enough for package to choose the precision by speed. timm's resnet50 is the
+# same network as torchvision's, but starts from weights that learn from scratch in far fewer steps.
 STAND_IN = {"labels": r"^(.+)_\d+\.jpg$", "arch": "resnet50.tv_in1k", "size": 299, "bs": 8, "frozen": 0}
 STAND_IN |= {"unfrozen": 2, "lr": 0.001, "weights": "none", "workers": 0}
 TINTS = {"red": (110, -55, -55), "green": (-55, 110, -55), "blue": (-55, -55, 110), "grey": (0, 0, 0)}
@@ -32,37 +34,37 @@ LARGE = (4000, 3000)
 LARGE_BYTES = 4_000_000  # TorchServe takes 6.5 MB
 
 
-def train(out: Path) -> Path:
-    """The stand-in's training folder, trained if that was not done before. Raises BenchError."""
+def train_stand_in(out: Path) -> Path:
+    """The stand-in model's training folder; trains it if it is not there. Raises BenchError."""
     folder, pictures = out / "train", out / "pictures"
     if not (folder / "metrics.json").is_file():
         progress("training a stand-in for the guide's model, once: some minutes")
         pictures.mkdir(exist_ok=True)
         for number in range(PICTURES * len(TINTS)):
             name, tint = list(TINTS.items())[number % len(TINTS)]
-            clouds(320, 240, number, tint).save(pictures / f"{name}_{number}.jpg")
-        run("train/train.py", **STAND_IN, data=pictures, out=folder)
+            noise_photo(320, 240, number, tint).save(pictures / f"{name}_{number}.jpg")
+        run_script("train/train.py", **STAND_IN, data=pictures, out=folder)
     return folder
 
 
-def trained(folder: Path) -> Path:
-    """The folder, if train/train.py wrote it. Raises BenchError."""
+def check_training_folder(folder: Path) -> Path:
+    """The folder's absolute path, if train/train.py wrote it. Raises BenchError."""
     if not (folder / "export.pkl").is_file() or not (folder / "metrics.json").is_file():
         raise BenchError(f"{folder} is not a folder that train/train.py wrote: name one with --train", 2)
     return folder.resolve()
 
 
 def package(folder: Path, precision: str, out: Path) -> Path:
-    """The model folder out/<precision>/model, and model.tar.gz beside it. Raises BenchError."""
+    """Write the model folder out/<precision>/model, and model.tar.gz beside it. Raises BenchError."""
     progress(f"packaging the model, --precision {precision}")
     model = out / precision / "model"
-    run("package/export.py", train=folder, out=model, precision=precision)
-    run("package/archive.py", model=model, out=out / precision / "model.tar.gz")
+    run_script("package/export.py", train=folder, out=model, precision=precision)
+    run_script("package/archive.py", model=model, out=out / precision / "model.tar.gz")
     return model
 
 
 def package_guide(folder: Path, out: Path) -> Path:
-    """The guide's model folder: export.pkl and its handlers; the archive beside it."""
+    """Write the guide's model folder, export.pkl and its handlers, and the archive beside it."""
     model = out / "guide" / "model"
     (model / "code").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "export.pkl", model / "export.pkl")
@@ -73,85 +75,83 @@ def package_guide(folder: Path, out: Path) -> Path:
     return model
 
 
-def run(script: str, **options: object) -> None:
-    """One of the project's scripts by its command line; what it says goes to stderr. Raises BenchError."""
+def run_script(script: str, **options: object) -> None:
+    """Run one of the project's scripts by its command line; its output goes to stderr. Raises BenchError."""
     flags = [f"--{key}={value}" for key, value in options.items()]
     done = subprocess.run([sys.executable, script, *flags], cwd=ROOT, stdout=sys.stderr, check=False)
     if done.returncode:
-        raise BenchError(f"{script} ended with {done.returncode}: see above", done.returncode)
+        raise BenchError(f"{script} exited with {done.returncode}: see above", done.returncode)
 
 
 def install_toolkit(out: Path) -> Path:
-    """TorchServe and SageMaker's toolkit in a folder of their own. Raises BenchError."""
-    wanted, folder = TOOLKIT, out / "toolkit"
-    if (folder / wanted.name).is_file() and (folder / wanted.name).read_bytes() == wanted.read_bytes():
+    """Install TorchServe and SageMaker's toolkit into a folder of their own. Raises BenchError."""
+    folder = out / "toolkit"
+    installed = folder / TOOLKIT.name  # the list that it was installed from
+    if installed.is_file() and installed.read_bytes() == TOOLKIT.read_bytes():
         return folder
     progress("installing TorchServe and SageMaker's toolkit")
     with tempfile.TemporaryDirectory(prefix=".toolkit-", dir=out) as temp:
         new = Path(temp) / "new"
-        words = ["--python", sys.executable, "--no-deps", "--require-hashes", "--compile-bytecode", "--quiet"]
-        command = [
-            sys.executable,
-            "-m",
-            "uv",
-            "pip",
-            "install",
-            *words,
-            "--target",
-            str(new),
-            "-r",
-            str(wanted),
-        ]
+        command = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--no-deps"]
+        command += ["--require-hashes", "--compile-bytecode", "--quiet", "--target", str(new)]
+        command += ["-r", str(TOOLKIT)]
         if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
-            text = "TorchServe could not be installed: check the network, or leave it out of --stacks"
-            raise BenchError(text)
-        shutil.copyfile(wanted, new / wanted.name)
+            advice = "check the network, or leave torchserve out of --stacks"
+            raise BenchError(f"TorchServe could not be installed: {advice}")
+        shutil.copyfile(TOOLKIT, new / TOOLKIT.name)
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
     return folder
 
 
 def toolkit_packages() -> list[str]:
-    """What the toolkit's folder holds, as name==version."""
+    """The packages in the toolkit's folder, as name==version."""
     return [line.split()[0] for line in TOOLKIT.read_text().splitlines() if re.match(r"[a-z-]+==", line)]
 
 
-def photographs(given: Path | None, out: Path) -> tuple[Path, Path, str, str]:
-    """A photograph of about 100 KB and one as phones make them: two files, and in words what they are."""
+def write_photos(given: Path | None, out: Path) -> tuple[Path, Path, str, str]:
+    """Write a photograph of about 100 KB and one as large as a phone's: two files, and their descriptions.
+
+    Raises BenchError if `given` is not a readable JPEG.
+    """
     photo, large = out / "photo.jpg", out / "large.jpg"
     try:
-        body = given.read_bytes() if given else encode(clouds(*PHOTO), PHOTO_BYTES)
+        body = given.read_bytes() if given else encode(noise_photo(*PHOTO), PHOTO_BYTES)
         image = Image.open(io.BytesIO(body), formats=["JPEG"])
     except OSError as error:
-        raise BenchError(
-            f"{given} is no JPEG that can be read ({error}): name another with --photo", 2
-        ) from None
+        raise BenchError(f"{given} is not a readable JPEG ({error}): name another with --photo", 2) from None
     photo.write_bytes(body)
     with image:
-        said = f"{given.name if given else 'generated'}, {image.width} x {image.height}, {len(body):,} bytes"
-        whole = np.asarray(image.convert("RGB").resize(LARGE, Image.Resampling.LANCZOS), np.float32)
-    grain = np.random.default_rng(1).normal(0, 4, whole.shape[:2]).astype(np.float32)[..., None]
-    body = encode(Image.fromarray((whole + grain).clip(0, 255).astype(np.uint8)), LARGE_BYTES)
+        name = given.name if given else "generated"
+        description = f"{name}, {image.width} x {image.height}, {len(body):,} bytes"
+        enlarged = np.asarray(image.convert("RGB").resize(LARGE, Image.Resampling.LANCZOS), np.float32)
+    # Enlarging leaves no detail, so that the file would be far smaller than a phone's: add a sensor's noise.
+    grain = np.random.default_rng(1).normal(0, 4, enlarged.shape[:2]).astype(np.float32)[..., None]
+    body = encode(Image.fromarray((enlarged + grain).clip(0, 255).astype(np.uint8)), LARGE_BYTES)
     large.write_bytes(body)
-    return photo, large, said, f"the same enlarged, with grain, {LARGE[0]} x {LARGE[1]}, {len(body):,} bytes"
+    enlargement = f"the same enlarged, with grain, {LARGE[0]} x {LARGE[1]}, {len(body):,} bytes"
+    return photo, large, description, enlargement
 
 
-def clouds(width: int, height: int, seed: int = 0, tint: tuple[int, ...] = (0, 0, 0)) -> Image.Image:
-    """Noise with the spectrum of photographs: amplitudes fall with the frequency."""
+def noise_photo(width: int, height: int, seed: int = 0, tint: tuple[int, ...] = (0, 0, 0)) -> Image.Image:
+    """Noise with the spectrum of photographs (amplitudes fall with the frequency): it decodes like one."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / width
     spectra = np.fft.rfft2(rng.normal(size=(4, height, width))) / frequency**1.2
     planes = np.fft.irfft2(spectra, (height, width))
     grey, *colours = planes / planes.std((1, 2), keepdims=True)
-    pixels = [118 + 50 * grey + 15 * colour + more for colour, more in zip(colours, tint, strict=True)]
+    pixels = [118 + 50 * grey + 15 * colour + shift for colour, shift in zip(colours, tint, strict=True)]
     return Image.fromarray(np.stack(pixels, 2).clip(0, 255).astype(np.uint8))
 
 
-def encode(image: Image.Image, most: int) -> bytes:
-    """A JPEG at the highest quality that stays within `most` bytes."""
-    for quality in range(98, 40, -1):
+def encode(image: Image.Image, max_bytes: int) -> bytes:
+    """A JPEG at the highest quality, of 41 to 98, that stays within `max_bytes`."""
+
+    def jpeg(quality: int) -> bytes:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=quality)
-        if file.tell() <= most:
-            break
-    return file.getvalue()
+        return file.getvalue()
+
+    qualities = range(41, 99)
+    above = bisect.bisect_right(qualities, max_bytes, lo=1, key=lambda quality: len(jpeg(quality)))
+    return jpeg(qualities[above - 1])

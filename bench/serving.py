@@ -1,9 +1,17 @@
-"""The guide's way against ours, in one run on one machine: `python bench/serving.py [--train DIR] [--json]`.
+"""Compare serving as in fast.ai's guide of 2019 with ours, on this machine: `python bench/serving.py`.
 
-It packages one trained model three times (as fast.ai's guide of 2019 does, ours exact, ours fast), starts
-each behind the servers that people put before it, asks the same photograph of all, and prints one table. A
-round measures every row once; ratios are taken inside a round, because machines change their speed between
-rounds. Close other programs before; `taskset -c 0,1` gives it two cores of a larger machine.
+It packages one trained model three times (the guide's way, ours exact, ours fast), puts each behind the
+servers that people use for it, sends the same photographs to all, and prints one table. A round measures
+every row once; ratios are taken inside a round, because machines change their speed between rounds.
+
+Run it on an idle machine; `taskset -c 0,1 python bench/serving.py` takes two cores of a larger one. On two
+cores three rounds take about 12 minutes, and the first run some more, to train a stand-in model and to
+install TorchServe (which needs Java). `--stacks bare,plain` leaves out the rows of Ray Serve and TorchServe.
+The result is also written to result.json in --out. The table and the picture of bench/README.md:
+
+    python bench/serving.py --chart bench/serving.png
+
+Exit codes: 0 success · 2 usage or configuration · 3 external failure (network, disk, a server fails)
 """
 
 import argparse
@@ -13,39 +21,39 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import NamedTuple
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import psutil
 from rich.console import Console
 
 import prepare
 import report
-import stacks
-from stacks import ROOT, BenchError, Row, probe, progress
+import servers
+from servers import ROOT, BenchError, Row, measure_in_subprocess, progress
 
-SHRINK = 1280  # pixels: what ImagePredictor does unless told otherwise
+SHRINK = 1280  # pixels: client/predictor.py's default
 STACKS = ("bare", "plain", "ray", "torchserve")
 
 
-class Ground(NamedTuple):
+class Setup(NamedTuple):
     """What all rounds share."""
 
     rows: list[Row]
     photo: Path
     large: Path
-    toolkit: Path
+    toolkit: Path  # TorchServe's folder
     code: Path  # our serving code
-    size: list[int]  # height and width that the network takes
+    size: list[int]  # the network's input: height and width
     seconds: float  # of each measurement
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compare, and print the result."""
+    """Compare and print the result; returns the exit code."""
     args = arguments(argv)
-    for sign in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sign, interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     try:
         result = compare(args)
         if args.chart:
@@ -54,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.code
     except OSError as error:
-        print(f"error: the comparison could not be made: {error}", file=sys.stderr)
+        print(f"error: the comparison failed: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         return 130
@@ -71,70 +79,87 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--train", type=Path, help="folder of train/train.py; without it, a stand-in is trained once")
-    add("--photo", type=Path, help="a JPEG of about 100 KB, instead of a generated one")
-    add("--stacks", default=",".join(STACKS), help="of %(default)s; bare and plain must be among them")
-    add("--rounds", type=int, default=3, help="how often each row is measured (%(default)s)")
-    add("--seconds", type=float, default=3, help="for each measurement in a round (%(default)s)")
-    add("--quick", action="store_true", help="one short round, to try the command: its numbers mean nothing")
+    add("--train", type=Path, help="folder of train/train.py; default: a stand-in model, trained once")
+    add("--photo", type=Path, help="a JPEG of about 100 KB; default: a generated one")
+    add("--stacks", default=",".join(STACKS), help="which rows, of %(default)s; bare and plain are required")
+    add("--rounds", type=int, default=3, help="measurements of each row (%(default)s)")
+    add("--seconds", type=float, default=3, help="duration of each measurement in a round (%(default)s)")
+    add(
+        "--quick",
+        action="store_true",
+        help="one short round, to try the command: its numbers are not reliable",
+    )
     add("--json", action="store_true", help="print one JSON object")
     add("--chart", type=Path, help="write a bar chart there (.png)")
-    add("--out", type=Path, default=ROOT / "build" / "bench", help="where everything is made (build/bench)")
+    add(
+        "--out",
+        type=Path,
+        default=ROOT / "build" / "bench",
+        help="folder for everything that is made (build/bench)",
+    )
     args = parser.parse_args(argv)
     args.stacks = set(args.stacks.split(","))
     if not {"bare", "plain"} <= args.stacks <= set(STACKS):
-        parser.error(f"--stacks: bare and plain, and perhaps more of {', '.join(STACKS)}")
+        parser.error(f"--stacks: bare and plain, and any others of {', '.join(STACKS)}")
     if args.rounds < 1 or args.seconds <= 0:
-        parser.error("--rounds and --seconds: more than nothing")
+        parser.error("--rounds must be at least 1, --seconds more than 0")
     if args.quick:
         args.rounds, args.seconds = 1, 0.4
     return args
 
 
 def interrupt(*_: object) -> None:
-    """SIGTERM, and a terminal that is closed, end this as Ctrl-C does."""
+    """Treat SIGTERM, and the SIGHUP of a closed terminal, as Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def compare(args: argparse.Namespace) -> dict:
-    """Prepare, measure round after round, and sum up."""
+    """Prepare, measure round after round, and write the result; returns it."""
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    ground, facts = prepared(args, out)
+    setup, facts = set_up(args, out)
     rounds: list[report.Round] = []
     for number in range(1, args.rounds + 1):
-        facts["others_percent"].append(psutil.cpu_percent(1))  # nothing of ours runs now
+        facts["others_percent"].append(psutil.cpu_percent(1))  # nothing of ours runs at this moment
         rounds.append({})
-        for row in ground.rows:
+        for row in setup.rows:
             progress(f"round {number} of {args.rounds}: {row.way}, {report.STACKS[row.stack]}")
             measure = measure_bare if row.stack == "bare" else measure_server
-            rounds[-1][row.way, row.stack] = measure(row, ground) | {"archive_mb": archive_size(row)}
-        add_floor(rounds[-1])
-    return report.report(rounds, facts)
+            rounds[-1][row.way, row.stack] = measure(row, setup) | {"archive_mb": archive_size(row)}
+        add_theoretical_minimum(rounds[-1])
+    result = report.report(rounds, facts)
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
-def prepared(args: argparse.Namespace, out: Path) -> tuple[Ground, dict]:
-    """Everything that rounds need, and what the report says of it."""
-    photo, large, photo_said, large_said = prepare.photographs(args.photo, out)
-    folder = prepare.trained(args.train) if args.train else prepare.train(out)
-    ways = {"guide": prepare.package_guide(folder, out)}
-    ways |= {way: prepare.package(folder, way, out) for way in report.WAYS}
-    torchserve = "torchserve" in args.stacks and stacks.java()
+def set_up(args: argparse.Namespace, out: Path) -> tuple[Setup, dict[str, Any]]:
+    """Make everything that the rounds need; returns it, and facts for the report."""
+    photo, large, photo_description, large_description = prepare.write_photos(args.photo, out)
+    folder = prepare.check_training_folder(args.train) if args.train else prepare.train_stand_in(out)
+    models = {"guide": prepare.package_guide(folder, out)}
+    models |= {way: prepare.package(folder, way, out) for way in report.WAYS}
+    torchserve = "torchserve" in args.stacks and servers.has_java()
     toolkit = prepare.install_toolkit(out) if torchserve else out
-    rows = [Row(way, "bare", model) for way, model in ways.items()]
-    guides = ["torchserve", "torchserve-1"] if torchserve else ["plain"]
-    rows += [Row("guide", stack, ways["guide"]) for stack in guides]
-    ours = [stack for stack in ("plain", "ray") if stack in args.stacks]
-    rows += [Row(way, stack, ways[way]) for stack in ours for way in report.WAYS]
-    size = json.loads((ways["exact"] / "model.json").read_text())["input"]["shape"][1:3]
+    rows = [Row(way, "bare", model) for way, model in models.items()]
+    guide_stacks = ["torchserve", "torchserve-1"] if torchserve else ["plain"]
+    rows += [Row("guide", stack, models["guide"]) for stack in guide_stacks]
+    our_stacks = [stack for stack in ("plain", "ray") if stack in args.stacks]
+    rows += [Row(way, stack, models[way]) for stack in our_stacks for way in report.WAYS]
+    size = json.loads((models["exact"] / "model.json").read_text())["input"]["shape"][1:3]
     arch = json.loads((folder / "metrics.json").read_text())["arguments"]["arch"]
-    facts = {"network": f"{arch} at {size[0]} x {size[1]}", "photo": photo_said, "large": large_said}
-    no_java = "TorchServe needs Java, which is not here: the guide's handlers are on a plain server."
-    facts["notes"] = [no_java] if "torchserve" in args.stacks and not torchserve else []
+    notes = []
     if torchserve:
-        facts["notes"] = [f"TorchServe's packages: {', '.join(prepare.toolkit_packages())}."]
-    facts["others_percent"] = []  # of all cores, before each round
-    return Ground(rows, photo, large, toolkit, ways["exact"] / "code", size, args.seconds), facts
+        notes = [f"TorchServe's packages: {', '.join(prepare.toolkit_packages())}."]
+    elif "torchserve" in args.stacks:
+        notes = ["TorchServe needs Java, which was not found: the guide's handlers are on a plain server."]
+    facts = {
+        "network": f"{arch} at {size[0]} x {size[1]}",
+        "photo": photo_description,
+        "large": large_description,
+        "notes": notes,
+        "others_percent": [],  # CPU use of other programs, of all cores, before each round
+    }
+    return Setup(rows, photo, large, toolkit, models["exact"] / "code", size, args.seconds), facts
 
 
 def archive_size(row: Row) -> float:
@@ -142,65 +167,80 @@ def archive_size(row: Row) -> float:
     return (row.model.parent / "model.tar.gz").stat().st_size / 1e6
 
 
-def measure_bare(row: Row, ground: Ground) -> dict:
-    """The handlers in a process of their own, and right after it the chip's best rate at their precision."""
-    command = stacks.probe_command(
+def measure_bare(row: Row, setup: Setup) -> dict:
+    """Measure the handlers without a server, and right after them the fastest kernel of their precision."""
+    command = servers.measure_command(
         "handlers",
         code=row.model / "code",
         model=row.model,
-        size=ground.size,
-        photo=ground.photo,
-        large=ground.large,
-        seconds=ground.seconds,
+        size=setup.size,
+        photo=setup.photo,
+        large=setup.large,
+        seconds=setup.seconds,
     )
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as temp,
-        stacks.running(command, Path(temp), stacks.environment(), subprocess.PIPE) as handlers,
-        stacks.peak_memory(handlers.process.pid) as peak,
+        servers.running(command, Path(temp), servers.row_environment(row), subprocess.PIPE) as handlers,
+        servers.peak_memory(handlers.process.pid) as peak,
     ):
-        read = handlers.process.stdout.readline
-        answer, wake = read(), time.perf_counter() - handlers.start
-        times, megabytes, rest = read(), peak(), read()
+        assert handlers.process.stdout  # a pipe
+        read_line = handlers.process.stdout.readline
+        answer, cold_start = read_line(), perf_counter() - handlers.start
+        times, megabytes, network = read_line(), peak(), read_line()
         if handlers.process.wait():
-            raise BenchError(f"the handlers in {row.model} failed:\n{stacks.tail(handlers.log)}")
-    said = json.loads(times) | json.loads(rest)
-    result = said | {"answer": json.loads(answer), "wake_s": wake, "memory_mb": megabytes}
-    result |= {key: statistics.median(said[key]) for key in ("large_ms", "model_ms")}
-    result["p50_ms"] = statistics.median(said["ms"])
-    rates = probe("floor", code=ground.code, precision=result["precision"], seconds=ground.seconds / 40)
-    return result | {"gigaflop_per_second": rates[result["precision"]]}
+            raise BenchError(f"the handlers in {row.model} failed:\n{servers.tail(handlers.log)}")
+    measured = json.loads(times) | json.loads(network)
+    result = measured | {"answer": json.loads(answer), "cold_start_s": cold_start, "memory_mb": megabytes}
+    result |= {key: statistics.median(measured[key]) for key in ("large_ms", "model_ms")}
+    result["p50_ms"] = statistics.median(measured["ms"])
+    options = {"precision": result["precision"], "seconds": setup.seconds / 40}
+    kernels = measure_in_subprocess("kernels", code=setup.code, **options)
+    return result | {"gflops_per_second": kernels[result["precision"]]}
 
 
-def measure_server(row: Row, ground: Ground) -> dict:
-    """One server from its start to its end."""
-    with stacks.server(row, ground.toolkit) as server:
-        wake, answer = stacks.first_answer(server, ground.photo.read_bytes())
+def measure_server(row: Row, setup: Setup) -> dict:
+    """Measure one server from its start until it is stopped."""
+    with servers.server(row, setup.toolkit) as server:
+        cold_start, answer = servers.first_answer(server, setup.photo.read_bytes())
 
-        def load(concurrency: int = 1, photo: Path = ground.photo, seconds: float = ground.seconds) -> dict:
-            return probe("load", url=server.url, photo=photo, concurrency=concurrency, seconds=seconds)
+        def load(concurrency: int, photo: Path = setup.photo, seconds: float = setup.seconds) -> dict:
+            options = {"concurrency": concurrency, "seconds": seconds}
+            return measure_in_subprocess("load", url=server.url, photo=photo, **options)
 
-        load(4, seconds=ground.seconds / 2)  # TorchServe's second worker may still be loading
-        alone, four = load(), load(4)
-        # Looking at the memory costs some milliseconds, so not while the rows above are measured.
-        with stacks.peak_memory(server.process.pid) as peak:
-            sixteen, large = load(16), load(1, ground.large, ground.seconds / 2)
-            result = {"memory_mb": peak()}
-        if row.way != "guide":
-            asked = {"url": server.url, "photo": ground.large, "seconds": ground.seconds / 2}
-            shrunk = probe("client", code=ROOT / "client", shrink=SHRINK, **asked)
-            result["shrunk_ms"] = statistics.median(shrunk["ms"])
-    result |= {"answer": answer, "wake_s": wake, "ms": alone["ms"], "p50_ms": statistics.median(alone["ms"])}
-    result |= {"per_second_4": four["rate"], "per_second_16": sixteen["rate"]}
-    result["refused"] = sum(len(one["refused"]) for one in (alone, four, sixteen, large))
-    return result | {"large_ms": statistics.median(large["ms"])}
+        load(4, seconds=setup.seconds / 2)  # TorchServe's second worker may still be loading
+        alone, four = load(1), load(4)
+        # Reading the memory costs some milliseconds, so not while latency and throughput are measured.
+        with servers.peak_memory(server.process.pid) as peak:
+            sixteen, large = load(16), load(1, setup.large, setup.seconds / 2)
+            memory_mb = peak()
+        shrunk_ms = None if row.way == "guide" else measure_shrunk(server.url, setup)
+    return {
+        "answer": answer,
+        "cold_start_s": cold_start,
+        "ms": alone["ms"],
+        "p50_ms": statistics.median(alone["ms"]),
+        "per_second_4": four["rate"],
+        "per_second_16": sixteen["rate"],
+        "memory_mb": memory_mb,
+        "large_ms": statistics.median(large["ms"]),
+        "shrunk_ms": shrunk_ms,
+        "refused": sum(len(one["refused"]) for one in (alone, four, sixteen, large)),
+    }
 
 
-def add_floor(measured: report.Round) -> None:
-    """The least time that the network can take at the best rate of the same round, for the bare rows."""
+def measure_shrunk(url: str, setup: Setup) -> float:
+    """Median milliseconds of the large photograph through ImagePredictor, which scales it down first."""
+    options = {"photo": setup.large, "shrink": SHRINK, "seconds": setup.seconds / 2}
+    times = measure_in_subprocess("client", code=ROOT / "client", url=url, **options)["ms"]
+    return statistics.median(times)
+
+
+def add_theoretical_minimum(measured: report.Round) -> None:
+    """Add to bare rows the network's operations divided by the fastest kernel's rate in the same round."""
     operations = measured["guide", "bare"]["flops"]
     for (_, stack), row in measured.items():
         if stack == "bare":
-            row["floor_ms"] = operations / row["gigaflop_per_second"] / 1e6
+            row["theoretical_minimum_ms"] = operations / row["gflops_per_second"] / 1e6
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The comparison with the guide's way: its structure, arithmetic and what it leaves behind; never times."""
+"""The comparison with the guide's way: its rows, its arithmetic, what it leaves behind; never its times."""
 
 import http.server
 import io
@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,16 +18,22 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+import cold_start
+import measure
 import prepare
-import probe
 import report
-import stacks
+import servers
+import serving
+from scripted_server import reply, scripted
 from support import ROOT
 
-pytestmark = pytest.mark.timeout(900)  # one run of everything, on a machine that may be busy
+pytestmark = [
+    pytest.mark.timeout(900),  # one run of everything, on a machine that may be busy
+    pytest.mark.xdist_group("bench_serving"),  # on one worker, so that the run is made once
+]
 
 
-def mine(folder: Path) -> list[list[str]]:
+def processes_of(folder: Path) -> list[list[str]]:
     """The command lines of processes that work in or on a folder."""
     found = []
     for process in psutil.process_iter():
@@ -41,7 +48,7 @@ def mine(folder: Path) -> list[list[str]]:
 
 def alive(leader: int) -> list[psutil.Process]:
     """The processes of a session that are more than an entry in the table."""
-    return [one for one in stacks.session(leader) if one.status() != psutil.STATUS_ZOMBIE]
+    return [member for member in servers.session(leader) if member.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture(scope="module")
@@ -57,72 +64,87 @@ def train(project, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def quick(train, tmp_path_factory):
-    """One quick run as on a machine without Java: (what it printed, its folder, its stderr)."""
+def comparison(train, tmp_path_factory):
+    """One short run as on a machine without Java: (its result, its folder)."""
     out = tmp_path_factory.mktemp("bench") / "out"
-    # A place with nothing in it stands for a machine without Java; programs run by their whole path.
-    places = {"PATH": str(out.parent), "JAVA_HOME": str(out.parent)}
+    # An empty folder stands for a machine without Java; every program that is needed runs by its whole path.
+    empty = {"PATH": str(out.parent), "JAVA_HOME": str(out.parent)}
     words = ["--train", train, "--out", out, "--chart", out / "chart.png", "--quick", "--json"]
     words += ["--stacks", "bare,plain,torchserve"]
     done = subprocess.run(
         [sys.executable, ROOT / "bench" / "serving.py", *words],
         cwd="/",
-        env=os.environ | places,
+        env=os.environ | empty,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    return json.loads(done.stdout), out, done.stderr
+    return json.loads(done.stdout), out
 
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("photo") / "photo.jpg"
-    file.write_bytes(prepare.encode(prepare.clouds(320, 240), 100_000))
+    file.write_bytes(prepare.encode(prepare.noise_photo(320, 240), 100_000))
     return file
 
 
-def test_every_way_has_its_rows(quick):
-    rows = quick[0]["rows"]
+# One run
+
+
+def test_every_way_has_its_rows(comparison):
+    rows = comparison[0]["rows"]
     assert [(row["way"], row["stack"]) for row in rows] == [
         (way, stack) for stack in ("bare", "plain") for way in ("guide", "exact", "fast")
     ]
     for row in rows:
-        numbers = ["wake_s", "p50_ms", "p99_ms", "memory_mb", "archive_mb", "large_ms"]
-        numbers += ["model_ms", "floor_ms"] if row["stack"] == "bare" else ["per_second_4", "per_second_16"]
+        numbers = ["cold_start_s", "p50_ms", "p99_ms", "memory_mb", "archive_mb", "large_ms"]
+        numbers += (
+            ["model_ms", "theoretical_minimum_ms"]
+            if row["stack"] == "bare"
+            else ["per_second_4", "per_second_16"]
+        )
         assert all(row[key] > 0 for key in numbers), row
         assert row["p99_ms"] >= row["p50_ms"]
         assert row["refused"] == 0
         assert (row["shrunk_ms"] is not None) == (row["stack"] == "plain" and row["way"] != "guide")
 
 
-def test_every_ratio_is_a_number_above_zero(quick):
-    measures = {"latency", "throughput", "wake", "memory", "photo", "photo_shrunk", "floor"}
+def test_every_ratio_is_a_number_above_zero(comparison):
+    measures = {
+        "latency",
+        "throughput",
+        "cold_start",
+        "memory",
+        "photo",
+        "photo_shrunk",
+        "theoretical_minimum",
+    }
     for kind in ("ratios", "ratios_strict"):
-        assert set(quick[0][kind]) == {"exact", "fast"}
-        for ratios in quick[0][kind].values():
+        assert set(comparison[0][kind]) == {"exact", "fast"}
+        for ratios in comparison[0][kind].values():
             assert set(ratios) == measures
             assert all(math.isfinite(value) and value > 0 for value in ratios.values())
 
 
-def test_all_servers_of_a_way_answer_alike_and_exact_as_the_guide(quick):
-    answers = {(row["way"], row["stack"]): row["answer"] for row in quick[0]["rows"]}
+def test_all_servers_of_a_way_give_the_same_answer_and_exact_the_guides(comparison):
+    answers = {(row["way"], row["stack"]): row["answer"] for row in comparison[0]["rows"]}
     for way in ("guide", "exact", "fast"):
         assert answers[way, "bare"] == answers[way, "plain"]
-    guides, ours = answers["guide", "bare"], answers["exact", "bare"]
-    assert guides["class"] == ours["class"]
-    assert abs(guides["confidence"] - ours["confidence"]) < 1e-3
+    guide, ours = answers["guide", "bare"], answers["exact", "bare"]
+    assert guide["class"] == ours["class"]
+    assert abs(guide["confidence"] - ours["confidence"]) < 1e-3
 
 
-def test_without_java_the_guides_handlers_are_on_a_plain_server_and_it_says_so(quick):
-    assert any("Java" in note for note in quick[0]["notes"])
-    assert quick[0]["baseline"] == "plain server"
+def test_without_java_the_guides_handlers_are_on_a_plain_server_with_a_note(comparison):
+    assert any("Java" in note for note in comparison[0]["notes"])
+    assert comparison[0]["baseline"] == "plain server"
 
 
-def test_it_says_machine_date_versions_pictures_and_price(quick):
-    result = quick[0]
+def test_the_result_has_machine_date_versions_pictures_and_price(comparison):
+    result = comparison[0]
     assert result["machine"]["processor"]
     assert result["machine"]["cores"] >= 1
     assert result["when"].startswith("20")
@@ -133,81 +155,147 @@ def test_it_says_machine_date_versions_pictures_and_price(quick):
     assert set(result["dollars_per_million"]) == {"guide", "exact", "fast"}
 
 
-def test_the_toolkit_is_named_with_its_versions():
+def test_the_result_is_kept_in_a_file(comparison):
+    assert json.loads((comparison[1] / "result.json").read_text()) == comparison[0]
+
+
+def test_the_toolkits_packages_are_listed_with_their_versions():
     assert {"torchserve==0.12.0", "sagemaker-pytorch-inference==2.0.25"} <= set(prepare.toolkit_packages())
 
 
-def test_people_get_every_row_and_every_ratio(quick):
+def test_the_page_has_every_row_and_every_ratio(comparison):
     page = io.StringIO()
-    report.show(quick[0], Console(file=page, width=130))
-    for row in quick[0]["rows"]:
+    report.show(comparison[0], Console(file=page, width=130))
+    for row in comparison[0]["rows"]:
         assert row["name"] in page.getvalue()
-    for ratios in quick[0]["ratios"].values():
+    for ratios in comparison[0]["ratios"].values():
         assert all(f"{value:.2f}" in page.getvalue() for value in ratios.values())
     assert max(map(len, page.getvalue().splitlines())) <= 130
 
 
-def test_the_chart_is_a_picture(quick):
-    with Image.open(quick[1] / "chart.png") as chart:
+def test_the_chart_is_a_picture(comparison):
+    with Image.open(comparison[1] / "chart.png") as chart:
         assert chart.format == "PNG"
         assert len(chart.convert("RGB").getcolors(10**6)) > 10
 
 
-def test_it_leaves_no_process(quick):
-    assert mine(quick[1]) == []
+def test_no_process_is_left(comparison):
+    assert processes_of(comparison[1]) == []
 
 
-def test_a_server_that_is_left_by_an_error_leaves_no_process(project, photo, tmp_path):
-    shutil.copytree(project / "model", tmp_path / "model")  # its bytecode is not to lie in the tests' own
-    row = stacks.Row("exact", "plain", tmp_path / "model")
+# Servers
+
+
+def test_an_error_while_a_server_runs_leaves_no_process(project, photo):
+    row = servers.Row("exact", "plain", project / "model")
+    pids = []
 
     def use() -> None:
-        with stacks.server(row, Path()) as server:
-            seen.append(server.process.pid)
-            assert stacks.first_answer(server, photo.read_bytes())[1]["class"]
-            with stacks.peak_memory(server.process.pid) as peak:
+        with servers.server(row, Path()) as server:
+            pids.append(server.process.pid)
+            assert servers.first_answer(server, photo.read_bytes())[1]["class"]
+            environment = psutil.Process(pids[0]).environ()
+            assert environment.items() >= servers.server_environment(row.model).items()
+            with servers.peak_memory(pids[0]) as peak:
                 pass
             assert peak() > 20  # megabytes, for numpy and an engine
             raise KeyboardInterrupt
 
-    seen = []
     with pytest.raises(KeyboardInterrupt):
         use()
-    assert alive(seen[0]) == []
+    assert alive(pids[0]) == []
+
+
+def test_our_servers_get_the_deployed_settings_and_the_guides_do_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    ours, guide = (servers.row_environment(servers.Row(way, "bare", tmp_path)) for way in ("exact", "guide"))
+    assert ours["MALLOC_MMAP_THRESHOLD_"] == "4194304"
+    assert ours["SM_MODEL_DIR"] == str(tmp_path)
+    assert "AWS_PROFILE" not in ours
+    assert "MALLOC_MMAP_THRESHOLD_" not in guide
+
+
+STUBBORN = """
+import signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the child inherits
+subprocess.Popen([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"]).wait()
+"""
+
+
+@pytest.mark.parametrize("interrupted", [False, True], ids=["time-out", "Ctrl-C"])
+def test_what_ignores_sigterm_is_killed_with_its_children(monkeypatch, tmp_path, interrupted):
+    monkeypatch.setattr(servers, "STOP_SECONDS", 0.01)
+    before = signal.getsignal(signal.SIGINT)
+    command = [sys.executable, "-c", STUBBORN]
+
+    def use() -> None:
+        with servers.running(command, tmp_path, dict(os.environ), subprocess.PIPE) as running:
+            pids.append(running.process.pid)
+            assert running.process.stdout.readline() == b"1\n"
+            assert len(alive(pids[0])) == 2
+            if interrupted:
+                waits = iter([KeyboardInterrupt])
+                wait = running.process.wait
+                monkeypatch.setattr(
+                    running.process, "wait", lambda *_: interrupt() if next(waits, None) else wait()
+                )
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    pids = []
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            use()
+    else:
+        use()
+    assert alive(pids[0]) == []
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_server_that_cannot_start_is_an_error_with_its_log(project, tmp_path):
     shutil.copytree(project / "model", tmp_path / "model")
     (tmp_path / "model" / "model.onnx").write_bytes(b"x")
-    row = stacks.Row("exact", "plain", tmp_path / "model")
-    with stacks.server(row, Path()) as server, pytest.raises(stacks.BenchError, match=r"model\.onnx"):
-        stacks.first_answer(server, b"")
+    row = servers.Row("exact", "plain", tmp_path / "model")
+    with servers.server(row, Path()) as server, pytest.raises(servers.BenchError, match=r"model\.onnx"):
+        servers.first_answer(server, b"")
 
 
-def test_torchserve_with_sagemakers_toolkit_answers_as_the_bare_handlers(quick, tmp_path):
-    if not stacks.java():
+def test_torchserve_with_sagemakers_toolkit_answers_as_the_bare_handlers(comparison, tmp_path):
+    if not servers.has_java():
         pytest.skip("no Java on this machine")
     try:
         toolkit = prepare.install_toolkit(tmp_path)
-    except stacks.BenchError:
+    except servers.BenchError:
         pytest.skip("no network to install TorchServe from")
-    row = stacks.Row("guide", "torchserve-1", quick[1] / "guide" / "model")
-    with stacks.server(row, toolkit) as server:
-        answer = stacks.first_answer(server, (quick[1] / "photo.jpg").read_bytes())[1]
-        names = [process.name() for process in stacks.session(server.process.pid)]
-    expected = next(row["answer"] for row in quick[0]["rows"] if row["way"] == "guide")
+    row = servers.Row("guide", "torchserve-1", comparison[1] / "guide" / "model")
+    with servers.server(row, toolkit) as server:
+        answer = servers.first_answer(server, (comparison[1] / "photo.jpg").read_bytes())[1]
+        names = [process.name() for process in servers.session(server.process.pid)]
+    expected = next(row["answer"] for row in comparison[0]["rows"] if row["way"] == "guide")
     assert answer["class"] == expected["class"]
     assert answer["confidence"] == pytest.approx(expected["confidence"], abs=1e-4)
     assert any("java" in name for name in names)
     assert alive(server.process.pid) == []
 
 
-def test_ratios_say_how_many_times_better(quick):
+# Arithmetic
+
+
+def test_ratios_are_how_many_times_better():
     """Two rounds of made-up measurements, where everything is known."""
-    guide = {"p50_ms": 100, "per_second_4": 5, "wake_s": 10, "memory_mb": 2000, "large_ms": 300}
+    guide = {"p50_ms": 100, "per_second_4": 5, "cold_start_s": 10, "memory_mb": 2000, "large_ms": 300}
     one_worker = guide | {"p50_ms": 90, "per_second_4": 8}
-    ours = {"p50_ms": 50, "per_second_4": 16, "wake_s": 1, "memory_mb": 250, "large_ms": 100, "shrunk_ms": 60}
-    bare = {"model_ms": 40, "floor_ms": 32}
+    ours = {
+        "p50_ms": 50,
+        "per_second_4": 16,
+        "cold_start_s": 1,
+        "memory_mb": 250,
+        "large_ms": 100,
+        "shrunk_ms": 60,
+    }
+    bare = {"model_ms": 40, "theoretical_minimum_ms": 32}
     rounds = [
         {
             ("guide", "torchserve"): guide,
@@ -221,13 +309,32 @@ def test_ratios_say_how_many_times_better(quick):
     settings = {measure: ["torchserve"] for measure in report.MEASURES} | {"throughput": both}
     found = report.ratios(rounds, "exact", settings)
     assert found["latency"] == [3, 2, 4]  # the median of two rounds, the lowest and the highest
-    middles = {key: values[0] for key, values in found.items() if key != "latency"}
-    assert middles == {"throughput": 2, "wake": 10, "memory": 8, "photo": 3, "photo_shrunk": 5, "floor": 1.25}
+    medians = {key: values[0] for key, values in found.items() if key != "latency"}
+    ours = {"throughput": 2, "cold_start": 10, "memory": 8, "photo": 3, "photo_shrunk": 5}
+    assert medians == ours | {"theoretical_minimum": 1.25}
     strict = report.ratios(rounds, "exact", dict.fromkeys(report.MEASURES, both))
     assert strict["latency"] == [2.7, 1.8, 3.6]
 
 
-def test_a_million_pictures_cost_what_their_hours_cost():
+def test_percentiles_are_by_nearest_rank():
+    hundred = [float(n) for n in range(1, 101)]
+    assert [measure.percentile(hundred, percent) for percent in (1, 50, 90, 99, 100)] == [1, 50, 90, 99, 100]
+    assert measure.percentile([1.0, 2.0, 3.0], 50) == 2
+    assert [measure.percentile([7.0], percent) for percent in (1, 99)] == [7, 7]
+    assert measure.percentile([], 99) is None
+
+
+def test_p99_is_of_all_requests_of_all_rounds():
+    bare = {"precision": "fp32", "ms": [1.0], "answer": {"class": "cat", "confidence": 1.0}}
+    rounds = [
+        {("exact", "bare"): bare, ("exact", "plain"): bare | {"ms": [float(n) for n in numbers]}}
+        for numbers in (range(100, 50, -1), range(1, 51))
+    ]
+    row = report.summary(rounds, "exact", "plain")
+    assert (row["p99_ms"], row["requests"]) == (99, 100)
+
+
+def test_the_price_of_a_million_pictures_is_that_of_their_hours():
     rows = [
         {"way": "guide", "stack": "torchserve", "per_second_4": 5, "per_second_16": 4},
         {"way": "guide", "stack": "torchserve-1", "per_second_4": 8, "per_second_16": 10},
@@ -237,47 +344,43 @@ def test_a_million_pictures_cost_what_their_hours_cost():
     assert report.dollars(rows) == {"guide": 2.975, "exact": 1.488}  # at 36,000 and 72,000 for $0.1071
 
 
-def test_load_counts_only_what_was_answered(photo):
+# Measurements
+
+
+def run_part(capsys, *words):
+    """One part of measure.py in this process: what it prints last."""
+    measure.main([str(word) for word in words])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_load_counts_only_what_was_answered(photo, capsys):
     """A server that refuses every third request."""
-
-    class Server(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        count = 0
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            Server.count += 1
-            self.send_response(503 if Server.count % 3 == 0 else 200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/invocations"
-    said = stacks.probe("load", url=url, photo=photo, concurrency=1, seconds=0.1)
-    server.shutdown()
-    server.server_close()
-    assert len(said["ms"]) >= 9
-    assert len(said["ms"]) + len(said["refused"]) == Server.count
-    assert set(said["refused"]) == {503}
-    assert said["rate"] > 0
+    statuses = (503 if n % 3 == 0 else 200 for n in range(1, 10**9))
+    with scripted(answer=lambda _: reply(next(statuses), "")) as server:
+        url = f"{server.url}/invocations"
+        result = run_part(capsys, "load", "--url", url, "--photo", photo, "--seconds", 0.1)
+    assert len(result["ms"]) >= 1 + measure.MIN_CALLS
+    assert len(result["ms"]) + len(result["refused"]) == len(server.requests)
+    assert set(result["refused"]) == {503}
+    assert len(result["refused"]) == len(server.requests) // 3
+    assert result["rate"] > 0
 
 
-def test_the_floor_is_measured_for_each_precision():
-    said = stacks.probe("floor", code=ROOT / "serve", precision=["fp32", "int8"], seconds=0.01)
-    assert set(said) == {"fp32", "int8"}
-    assert all(rate > 0 for rate in said.values())
+def test_the_fastest_kernel_is_measured_for_each_precision(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the part puts --code before it
+    result = run_part(
+        capsys, "kernels", "--code", ROOT / "serve", "--precision", "fp32", "int8", "--seconds", 0.01
+    )
+    assert set(result) == {"fp32", "int8"}
+    assert all(rate > 0 for rate in result.values())
 
 
 @pytest.mark.parametrize("kind", ["matrix_product", "convolution"])
 def test_int8_kernels_are_int8(kind):
     import openvino
 
-    made = {"matrix_product": (256,), "convolution": (64, 14, 3)}[kind]
-    model, operations = getattr(probe, kind)(*made, "int8")
+    shape = {"matrix_product": (256,), "convolution": (64, 14, 3)}[kind]
+    model, operations = getattr(measure, kind)(*shape, "int8")
     assert operations == {"matrix_product": 4 * 256**3, "convolution": 4 * 2 * 14**2 * 64**2 * 9}[kind]
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     nodes = [dict(node.get_rt_info()) for node in compiled.get_runtime_model().get_ops()]
@@ -290,7 +393,7 @@ def test_operations_are_counted_as_pytorch_counts_them():
     import torch
 
     layer = torch.nn.Conv2d(3, 8, 3, bias=False)
-    assert probe.flops(lambda: layer(torch.zeros(1, 3, 10, 10))) == 2 * 3 * 8 * 9 * 8 * 8
+    assert measure.flops(lambda: layer(torch.zeros(1, 3, 10, 10))) == 2 * 3 * 8 * 9 * 8 * 8
 
 
 def test_the_guides_handlers_read_bytes_and_addresses(photo):
@@ -307,7 +410,7 @@ def test_the_guides_handlers_read_bytes_and_addresses(photo):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
-    body = json.dumps({"url": f"http://127.0.0.1:{server.server_port}/photo.jpg"})
+    body = json.dumps({"url": f"http://127.0.0.1:{server.server_port}/photo.jpg"}).encode()
     pictures = [guide.input_fn(photo.read_bytes()), guide.input_fn(body, "application/json")]
     server.shutdown()
     server.server_close()
@@ -316,18 +419,21 @@ def test_the_guides_handlers_read_bytes_and_addresses(photo):
         guide.input_fn(b"", "text/plain")
 
 
-def test_photographs_are_the_same_everywhere_and_of_the_size_they_say(tmp_path):
-    photo, large, *_ = prepare.photographs(None, tmp_path)
+def test_photographs_are_the_same_in_each_run_and_of_the_size_they_should_be(tmp_path):
+    photo, large, *_ = prepare.write_photos(None, tmp_path)
     first = photo.read_bytes()
     assert 80_000 < len(first) <= prepare.PHOTO_BYTES
     assert large.stat().st_size <= prepare.LARGE_BYTES
     with Image.open(large) as picture:
         assert picture.size == prepare.LARGE
-    assert prepare.photographs(None, tmp_path)[0].read_bytes() == first
+    assert prepare.write_photos(None, tmp_path)[0].read_bytes() == first
+
+
+# Mistakes
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "named"),
     [
         (["--stacks", "ray"], "bare and plain"),
         (["--stacks", "bare,plain,flask"], "bare and plain"),
@@ -336,9 +442,37 @@ def test_photographs_are_the_same_everywhere_and_of_the_size_they_say(tmp_path):
         (["--rounds", "0"], "rounds"),
     ],
 )
-def test_a_users_mistake_is_one_sentence(words, said, tmp_path):
-    command = [sys.executable, ROOT / "bench" / "serving.py", "--out", tmp_path, *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_users_mistake_is_one_sentence(monkeypatch, capsys, tmp_path, words, named):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of pytest stay
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = serving.main(["--out", str(tmp_path), *words])
+    except SystemExit as stop:  # argparse's
+        code = stop.code
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert code == 2
+    assert len(errors) == 1
+    assert named in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--model", "nowhere"], "nowhere is not a packaged model"),
+        (["--model", "nowhere", "--memory", "1024,0"], "list of positive numbers"),
+        (["--model", "nowhere", "--rounds", "0"], "whole number from 1"),
+    ],
+)
+def test_a_users_mistake_about_the_cold_start_is_one_sentence(capsys, words, named):
+    try:
+        code = cold_start.main(words)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_memory_of_a_container_is_in_megabytes(monkeypatch):
+    used = iter(["512KiB / 1GiB", "306.5MiB / 1GiB", "1.5GiB / 2GiB"])
+    monkeypatch.setattr(cold_start, "docker", lambda *_: next(used))
+    assert [cold_start.memory_used("x") for _ in range(3)] == [1, 321, 1611]

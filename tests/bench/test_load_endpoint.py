@@ -1,4 +1,4 @@
-"""bench/load.py: what it sends, what it counts, when it stops, and that it asks before it spends."""
+"""bench/load.py: what it sends, what it counts, when it stops, and its question before it costs money."""
 
 import io
 import json
@@ -8,20 +8,14 @@ import re
 import subprocess
 import sys
 import threading
-import time
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import load
 from scripted_server import aws_error, model_error, reply, scripted
 from support import ROOT
-
-# By its path: deploy/ has an endpoint.py, too.
-spec = spec_from_file_location("bench_endpoint", ROOT / "bench" / "endpoint.py")
-bench = module_from_spec(spec)
-spec.loader.exec_module(bench)
 
 BUSY = {"error": "busy", "message": "too many requests wait already: try again in a second"}
 SHORT = ("--concurrency", "1,2", "--seconds", "0.3")
@@ -30,7 +24,7 @@ STEP = {"concurrency", "seconds", "requests", "pictures_per_second", "p50_ms", "
 
 def run(capsys, *words):
     """The exit code, stdout and stderr of a command line."""
-    code = bench.main([str(word) for word in words])
+    code = load.main([str(word) for word in words])
     return code, *capsys.readouterr()
 
 
@@ -43,7 +37,7 @@ def photo(tmp_path):
 
 @pytest.fixture
 def aws(monkeypatch, tmp_path):
-    """Credentials of nobody; returns what points sagemaker-runtime at an address."""
+    """Set false credentials; returns a function that points sagemaker-runtime at an address."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "example")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
@@ -54,7 +48,7 @@ def aws(monkeypatch, tmp_path):
     return lambda url: monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", url)
 
 
-# Against the real thing
+# Against a real server
 
 
 def test_a_real_endpoint_is_loaded_and_the_result_is_shown_and_written(endpoint, tmp_path, capsys):
@@ -62,8 +56,8 @@ def test_a_real_endpoint_is_loaded_and_the_result_is_shown_and_written(endpoint,
     code, shown, err = run(capsys, "--url", endpoint.url, *SHORT, "--p99", "none", "--out", out)
     assert code == 0
     assert re.search(r"^ +1 +[\d.]+ +━+╸? +[\d.]+ +[\d.]+ +[\d.]+ *$", shown, re.MULTILINE)
-    assert re.search(r"^best: \d at a time, [\d.]+ pictures/s, p99 [\d.]+ ms$", shown, re.MULTILINE)
-    assert re.search(r"^ +2 at a time: [\d.]+ pictures/s, p99 [\d.]+ ms$", err, re.MULTILINE)
+    assert re.search(r"^best: concurrency \d, [\d.]+ pictures/s, p99 [\d.]+ ms$", shown, re.MULTILINE)
+    assert re.search(r"^concurrency 2: [\d.]+ pictures/s, p99 [\d.]+ ms$", err, re.MULTILINE)
 
     result = json.loads(out.read_text())
     assert list(out.parent.iterdir()) == [out]
@@ -85,7 +79,7 @@ def test_a_real_endpoint_that_is_too_slow_is_exit_1_after_the_first_step(endpoin
     code, out, err = run(capsys, "--url", endpoint.url, *SHORT, "--p99", "0.001ms", "--json")
     result = json.loads(out)
     assert (code, result["best"], len(result["steps"])) == (1, None, 1)
-    assert re.search(r"no further: p99 of [\d.]+ ms is over 0\.001 ms", err)
+    assert re.search(r"last step: p99 of [\d.]+ ms is over 0\.001 ms", err)
 
 
 def test_a_real_endpoint_on_sagemaker_is_loaded_by_name(endpoint, aws, capsys):
@@ -100,20 +94,20 @@ def test_a_real_endpoint_on_sagemaker_is_loaded_by_name(endpoint, aws, capsys):
 
 
 def flaky(share, refusal=BUSY, status=503):
-    """Answers that fail for every so-manyth request, but not for the first eight: they warm up."""
+    """Answers of which one in `share` fails, but not among the first eight: they warm up."""
     count = iter(range(10**9))
     return lambda _: reply() if (n := next(count)) < 8 or n % share else reply(status, refusal)
 
 
-def test_what_failed_is_counted_by_status_and_code_and_not_tried_again(photo, capsys):
-    words = ("--pictures", photo, "--concurrency", "4", "--seconds", "1", "--json")
-    with scripted(answer=flaky(50)) as server:
+def test_what_failed_is_counted_by_status_and_code_and_not_retried(photo, capsys):
+    words = ("--pictures", photo, "--concurrency", "4", "--seconds", "0.3", "--json")
+    with scripted(answer=flaky(10)) as server:
         _, out, _ = run(capsys, "--url", server.url, *words)
     (step,) = json.loads(out)["steps"]
     assert set(step["errors"]) == {"503 busy"}
-    first, warm, opened = 1, bench.WARM_UPS, 4
-    assert len(server.requests) == first + warm + opened + step["requests"]
-    assert step["errors"]["503 busy"] == sum(n % 50 == 0 for n in range(10, len(server.requests)))
+    before = 1 + load.WARM_UPS + 4  # each of the four opens its connection
+    assert len(server.requests) == before + step["requests"]
+    assert step["errors"]["503 busy"] == sum(n % 10 == 0 for n in range(before, len(server.requests)))
 
 
 @pytest.mark.parametrize(
@@ -128,14 +122,14 @@ def test_what_failed_is_counted_by_status_and_code_and_not_tried_again(photo, ca
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_step_with_too_many_failures_is_the_last(photo, capsys, answer, name):
-    steps = [reply()] * (1 + bench.WARM_UPS + 1)
+    steps = [reply()] * (1 + load.WARM_UPS + 1)
     with scripted(*steps, answer) as server:
         code, out, err = run(capsys, "--url", server.url, "--pictures", photo, *SHORT, "--json")
     result = json.loads(out)
     (step,) = result["steps"]
     assert (code, result["best"]) == (1, None)
     assert (step["errors"], step["p99_ms"]) == ({name: step["requests"]}, None)
-    assert f"no further: 100 % of the requests failed ({name})" in err
+    assert f"last step: 100 % of the requests failed ({name})" in err
 
 
 @pytest.mark.parametrize(
@@ -147,8 +141,8 @@ def test_a_step_with_too_many_failures_is_the_last(photo, capsys, answer, name):
     ],
     ids=["the container", "AWS", "AWS is down"],
 )
-def test_what_sagemaker_refuses_is_counted_once_and_not_tried_again(photo, aws, capsys, answer, name):
-    before = 1 + bench.WARM_UPS + 1
+def test_what_sagemaker_refuses_is_counted_once_and_not_retried(photo, aws, capsys, answer, name):
+    before = 1 + load.WARM_UPS + 1
     with scripted(*[reply()] * before, answer) as server:
         aws(server.url)
         words = ("--endpoint", "pets", "--yes", "--pictures", photo, *SHORT, "--json")
@@ -158,31 +152,34 @@ def test_what_sagemaker_refuses_is_counted_once_and_not_tried_again(photo, aws, 
     assert len(server.requests) == before + step["requests"]
 
 
-def test_as_many_are_under_way_as_the_step_says(photo, capsys):
-    under_way, most, lock = [0], [], threading.Lock()
+def test_as_many_requests_are_in_flight_as_the_step_says(photo, capsys):
+    count, in_flight, highest = iter(range(10**9)), [0], []
+    lock, five = threading.Lock(), threading.Barrier(5)
 
     def answer(_):
         with lock:
-            under_way[0] += 1
-            most.append(under_way[0])
-        time.sleep(0.05)
+            number = next(count) - 1 - load.WARM_UPS
+            in_flight[0] += 1
+            highest.append(in_flight[0])
+        if 0 <= number < 10:  # five open their connections, then five count: each waits for the other four
+            five.wait(60)
         with lock:
-            under_way[0] -= 1
+            in_flight[0] -= 1
         return reply()
 
     with scripted(answer=answer) as server:
-        run(capsys, "--url", server.url, "--pictures", photo, "--concurrency", "5", "--seconds", "0.5")
-    assert max(most) == 5
+        run(capsys, "--url", server.url, "--pictures", photo, "--concurrency", "5", "--seconds", "0.1")
+    assert max(highest) == 5
 
 
-def test_the_best_step_is_the_first_near_the_top():
+def test_the_best_step_is_the_first_near_the_highest_throughput():
     steps = [
         {"concurrency": n, "pictures_per_second": rate, "p99_ms": 9.0}
         for n, rate in ((1, 50), (2, 98), (4, 100), (8, 99.5))
     ]
-    assert bench.find_best(steps)["concurrency"] == 2
-    assert bench.find_best(steps[:1]) == steps[0]
-    assert bench.find_best([]) is None
+    assert load.find_best(steps)["concurrency"] == 2
+    assert load.find_best(steps[:1]) == steps[0]
+    assert load.find_best([]) is None
 
 
 def test_pictures_are_sent_in_turn_from_files_and_folders(photo, tmp_path, capsys):
@@ -208,15 +205,35 @@ def fake_sagemaker(aws):
         yield server
 
 
-def test_without_a_terminal_nobody_spends_money(fake_sagemaker, photo, monkeypatch, capsys):
+def test_without_a_terminal_no_money_is_spent(fake_sagemaker, photo, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     code, out, err = run(capsys, "--endpoint", "pets", "--pictures", photo, *SHORT)
     assert (code, out, fake_sagemaker.requests) == (2, "", [])
-    assert err == "error: this load may cost money, and there is nobody to ask: give --yes to go on\n"
+    assert err == "error: this load may cost money, and stdin is not a terminal: pass --yes to confirm\n"
 
 
-@pytest.mark.parametrize(("said", "code"), [(b"y\n", 0), (b"n\n", 1), (b"\n", 1), (b"\x04", 1)])
-def test_on_a_terminal_it_asks_first(fake_sagemaker, photo, said, code):
+@pytest.mark.parametrize(("typed", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("", 1)])
+def test_on_a_terminal_it_asks_first(fake_sagemaker, photo, monkeypatch, capsys, typed, code):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+        def readline(self):
+            assert fake_sagemaker.requests == []
+            return super().readline()
+
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    found, out, err = run(capsys, "--endpoint", "pets", "--pictures", photo, *SHORT, "--json")
+    assert "pets on SageMaker will have up to 2 requests in flight" in err
+    assert "Continue? [y/N]\n" in err
+    assert found == code
+    assert bool(fake_sagemaker.requests) == (code == 0)
+    assert (
+        json.loads(out)["best"] if code == 0 else err.endswith("error: not confirmed: no request was sent\n")
+    )
+
+
+def test_a_real_terminal_is_one(fake_sagemaker, photo):
     ours, theirs = pty.openpty()
     words = ["--endpoint", "pets", "--pictures", photo, *SHORT, "--json"]
     command = [sys.executable, ROOT / "bench/load.py", *words]
@@ -224,14 +241,12 @@ def test_on_a_terminal_it_asks_first(fake_sagemaker, photo, said, code):
         os.close(theirs)
         question = b"".join(process.stderr.readline() for _ in range(2)).decode()
         assert fake_sagemaker.requests == []
-        os.write(ours, said)
-        out, err = process.communicate(timeout=60)
+        os.write(ours, b"y\n")
+        out, _ = process.communicate(timeout=60)
     os.close(ours)
-    assert "pets on SageMaker will have up to 2 requests under way" in question
-    assert question.endswith("Go on? [y/N]\n")
-    assert process.returncode == code
-    assert bool(fake_sagemaker.requests) == (code == 0)
-    assert json.loads(out)["best"] if code == 0 else err == b"error: nothing was asked\n"
+    assert question.endswith("Continue? [y/N]\n")
+    assert process.returncode == 0
+    assert json.loads(out)["best"]
 
 
 # What goes wrong
@@ -243,7 +258,7 @@ def test_on_a_terminal_it_asks_first(fake_sagemaker, photo, said, code):
         (
             ["--url", "http://127.0.0.1:1"],
             3,
-            "http://127.0.0.1:1 does not answer a picture (unreachable): see",
+            "http://127.0.0.1:1 does not answer a picture (unreachable): check",
         ),
         (["--url", "127.0.0.1:1"], 2, "an address starts with http:// or https://, not like '127.0.0.1:1'"),
         (["--url", "http://x", "--pictures", "none.jpg"], 2, "none.jpg: No such file or directory: name"),
@@ -289,9 +304,9 @@ def test_a_result_that_cannot_be_written_is_a_sentence_and_leaves_nothing(photo,
 )
 def test_argparse_refuses_what_makes_no_sense(words, capsys):
     with pytest.raises(SystemExit, match="2"):
-        bench.main(words)
+        load.main(words)
     assert "error: " in capsys.readouterr().err
 
 
 def test_durations():
-    assert [bench.milliseconds(text) for text in ("200ms", "1.5s", "none")] == [200, 1500, None]
+    assert [load.milliseconds(text) for text in ("200ms", "1.5s", "none")] == [200, 1500, None]
