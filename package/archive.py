@@ -1,7 +1,7 @@
-"""The model folder as SageMaker takes it: `python package/archive.py --model DIR --out FILE.tar.gz`.
+"""Pack a model folder for SageMaker: `python package/archive.py --model DIR --out FILE.tar.gz`.
 
-The same folder makes the same bytes, whenever and by whomever it is packed: names in order, no times and no
-owners. So the archive's sha256 names what is in it.
+The archive is reproducible: names are sorted, times and owners are left out. The same folder gives the same
+bytes anywhere, so the archive's sha256 identifies its content.
 """
 
 import argparse
@@ -29,11 +29,11 @@ REQUIRED = (
 
 
 class ArchiveError(Exception):
-    """A folder that does not make an archive which SageMaker can serve."""
+    """A folder that cannot be packed as an archive that SageMaker can serve."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Pack one model folder."""
+    """Run the command line and return its exit code."""
     parser = argparse.ArgumentParser(description="Pack a model folder as a reproducible model.tar.gz.")
     parser.add_argument("--model", type=Path, required=True, help="folder that package/export.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="the .tar.gz to write")
@@ -51,16 +51,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def members(model: Path) -> dict[str, Path]:
-    """What goes into the archive, by name. Raises ArchiveError when something is missing or is a link."""
+    """The archive's files by name. Raises ArchiveError if one is missing or is a link."""
     if not model.is_dir():
         raise ArchiveError(f"there is no folder {model}: run `invoke package` to write it")
-    found = sorted((path.relative_to(model).as_posix(), path) for path in model.rglob("*"))
+    paths = sorted((path.relative_to(model).as_posix(), path) for path in model.rglob("*"))
     files = {
-        name: path for name, path in found if not is_debris(name) and (path.is_symlink() or path.is_file())
+        name: path for name, path in paths if not is_debris(name) and (path.is_symlink() or path.is_file())
     }
     missing = [name for name in (*REQUIRED, *graphs(model)) if name not in files]
     if missing:
-        raise ArchiveError(f"{model} lacks {', '.join(missing)}: run `invoke package` to write it anew")
+        raise ArchiveError(f"{model} lacks {', '.join(missing)}: run `invoke package` again")
     links = [name for name, path in files.items() if path.is_symlink()]
     if links:
         raise ArchiveError(f"{model} has links, which SageMaker does not unpack: replace {', '.join(links)}")
@@ -68,25 +68,25 @@ def members(model: Path) -> dict[str, Path]:
 
 
 def graphs(model: Path) -> list[str]:
-    """The graphs besides model.onnx that model.json speaks of."""
+    """The graphs besides model.onnx that model.json lists. Raises ArchiveError if it cannot be read."""
     try:
         return sorted(json.loads((model / "model.json").read_bytes())["sha256"].keys() - {"model.onnx"})
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError, AttributeError):
-        text = f"{model / 'model.json'} is not what export.py wrote: run `invoke package` to write it anew"
+        text = f"{model / 'model.json'} is not what export.py wrote: run `invoke package` again"
         raise ArchiveError(text) from None
 
 
 def is_debris(name: str) -> bool:
-    """Whether a file is what Python, an editor or a file manager leaves behind (.DS_Store)."""
+    """Whether a file is a leftover of Python, an editor or a file manager (such as .DS_Store)."""
     return any(part == "__pycache__" or part.startswith(".") for part in name.split("/"))
 
 
 def pack(model: Path, out: Path) -> str:
-    """Write `out` and return its sha256, after reading it back and comparing every member.
+    """Write `out`, read it back to compare every member, and return its sha256.
 
-    Raises ArchiveError or OSError; then `out` is as it was.
+    Raises ArchiveError or OSError; `out` is unchanged then.
     """
     files = members(model)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def pack(model: Path, out: Path) -> str:
 
 
 def write(archive: Path, files: dict[str, Path]) -> None:
-    """Pack `files` in their order, without a word of the machine that they come from."""
+    """Pack `files` in their order, without names, times or owners of this machine."""
     with (
         open(archive, "wb") as raw,
         gzip.GzipFile("", "wb", 6, raw, mtime=0) as zipped,
@@ -115,9 +115,9 @@ def write(archive: Path, files: dict[str, Path]) -> None:
 
 
 def read(archive: Path) -> dict[str, bytes]:
-    """What an archive holds, by name."""
+    """The content of an archive's files, by name."""
     with tarfile.open(archive) as tar:
-        return {info.name: tar.extractfile(info).read() for info in tar}
+        return {info.name: file.read() for info in tar if (file := tar.extractfile(info))}
 
 
 if __name__ == "__main__":

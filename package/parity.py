@@ -1,4 +1,4 @@
-"""The gate of package/export.py: do the packaged handlers answer as `learn.predict` does?"""
+"""The parity gate of package/export.py: the packaged handlers must answer as `learn.predict` does."""
 
 import importlib
 import shutil
@@ -7,23 +7,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from fastai.learner import Learner
 
-TOLERANCE = 1e-3  # largest difference of any probability
+TOLERANCE = 1e-3  # largest allowed difference of any probability
 
 
 class DifferentError(Exception):
-    """The handlers answer otherwise; the message names the picture where they are furthest apart."""
+    """The handlers differ from the Learner; the message names the picture with the largest difference."""
 
 
 def check_parity(learn: "Learner", folder: Path, pictures: list[Path]) -> dict:
-    """Ask learn.predict and the handlers in the model folder `folder` about every picture.
+    """Compare learn.predict with the handlers in the model folder `folder` on every picture.
 
-    Returns model.json's `parity`. Raises DifferentError.
+    Returns the `parity` of model.json. Raises DifferentError.
     """
     with handlers(folder / "code") as inference:
         model = inference.model_fn(folder)
@@ -38,17 +38,17 @@ def check_parity(learn: "Learner", folder: Path, pictures: list[Path]) -> dict:
 
 
 def progress(items: Iterable, what: str, count: int) -> Iterator:
-    """Pass `items` on, under a progress bar if this is a terminal."""
+    """Yield `items`, with a progress bar if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     hidden = not sys.stderr.isatty()
-    return track(items, what, count, console=Console(stderr=True), transient=True, disable=hidden)
+    yield from track(items, what, count, console=Console(stderr=True), transient=True, disable=hidden)
 
 
 @contextmanager
 def handlers(code: Path) -> Iterator[ModuleType]:
-    """The module `inference` from the folder `code`, whatever has been imported under its names before."""
+    """The module `inference` from the folder `code`, even if modules of the same names are imported."""
     names = [file.stem for file in code.glob("*.py")]
     others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.path.insert(0, str(code))
@@ -59,11 +59,15 @@ def handlers(code: Path) -> Iterator[ModuleType]:
         for name in names:
             sys.modules.pop(name, None)
         sys.modules.update(others)
-        shutil.rmtree(code / "__pycache__", ignore_errors=True)  # the archive is to be this folder exactly
+        shutil.rmtree(code / "__pycache__", ignore_errors=True)  # the archive is exactly this folder
 
 
-def compare(learn: "Learner", inference: ModuleType, model: object, picture: Path) -> tuple[float, str]:
-    """How far apart the two are on one picture, and in words; more than 1 if their answers differ."""
+def compare(learn: "Learner", inference: ModuleType, model: Any, picture: Path) -> tuple[float, str]:
+    """The largest difference of a probability on one picture, and a sentence about it.
+
+    `model` is an inference.Model. The difference has 1 added if the answers differ, and is 2 if the handlers
+    reject the picture.
+    """
     import numpy as np
 
     expected = learn.predict(picture)[2].numpy()
@@ -72,18 +76,18 @@ def compare(learn: "Learner", inference: ModuleType, model: object, picture: Pat
         actual = inference.predict_fn(batch, model).probabilities[0]
     except inference.RequestError as error:
         return 2.0, f"learn.predict answers {picture}, but the handlers do not ({error})"
-    apart = np.nan_to_num(abs(expected - actual), nan=1)
-    worst = int(apart.argmax())
+    differences = np.nan_to_num(abs(expected - actual), nan=1)
+    worst = int(differences.argmax())
     sentence = (
         f"{picture}: learn.predict gives {model.labels[worst]} {expected[worst]:.4f}, "
         f"but the handlers {actual[worst]:.4f}"
     )
     before, after = (decide(probabilities, model.threshold) for probabilities in (expected, actual))
-    return float(apart[worst]) + bool((before != after).any()), sentence
+    return float(differences[worst]) + bool((before != after).any()), sentence
 
 
 def decide(probabilities: "np.ndarray", threshold: float | None) -> "np.ndarray":
-    """The answers for probabilities (..., labels), in bool: the best label, or all over the threshold."""
+    """The answers for probabilities (..., labels) as bool: the best label, or all above the threshold."""
     import numpy as np
 
     if threshold is None:
@@ -92,5 +96,5 @@ def decide(probabilities: "np.ndarray", threshold: float | None) -> "np.ndarray"
 
 
 def brief(error: BaseException) -> str:
-    """An exception from a library in one line."""
+    """A library's exception as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,7 +1,7 @@
 """fastai's validation pipeline without fastai: steps for serve/pixels.py, and one torch module for the graph.
 
-Both halves follow fastai 2.8 (vision/augment.py, data/transforms.py). A transform that is not known here
-stops the export with its name: a guess would make the endpoint quietly answer differently from the Learner.
+Both follow fastai 2.8 (vision/augment.py, data/transforms.py). A transform that is unknown here stops the
+export with its name: after a guess the endpoint would answer differently from the Learner without a warning.
 """
 
 import copy
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 class UnknownTransformError(ValueError):
-    """A transform of the Learner that the endpoint would not know how to repeat."""
+    """A transform of the Learner that the endpoint cannot repeat."""
 
 
 def item_steps(tfms: Iterable) -> list[dict]:
@@ -29,7 +29,7 @@ def item_steps(tfms: Iterable) -> list[dict]:
             continue
         if type(tfm) is aug.Resize:
             steps.append(resize(tfm.size, tfm.method, tfm.pad_mode, tfm.mode))
-        elif type(tfm) is aug.RandomResizedCrop:  # squish to a little more, then cut the centre
+        elif type(tfm) is aug.RandomResizedCrop:  # squish to a larger size, crop the centre
             extra = math.ceil(max(tfm.size) * tfm.val_xtra / 8) * 8
             steps.append(resize([side + extra for side in tfm.size], "squish", "zeros", tfm.mode))
             steps.append(crop_pad(tfm.size, "zeros"))
@@ -43,7 +43,7 @@ def item_steps(tfms: Iterable) -> list[dict]:
 
 
 def resize(size: Iterable[int], method: str, pad: str, resample: int) -> dict:
-    """fastai's (width, height) and Pillow's filter, as a step."""
+    """A resize step of model.json; `size` is fastai's (width, height), `resample` Pillow's filter."""
     return {
         "op": "resize",
         "method": str(method),
@@ -54,23 +54,27 @@ def resize(size: Iterable[int], method: str, pad: str, resample: int) -> dict:
 
 
 def crop_pad(size: Iterable[int], pad: str) -> dict:
-    """fastai's (width, height), as a step."""
+    """A crop_pad step of model.json; `size` is fastai's (width, height)."""
     return {"op": "crop_pad", "size": [int(side) for side in size][::-1], "pad": str(pad)}
 
 
 def batch_modules(tfms: Iterable, size: tuple[int, int]) -> list[nn.Module]:
-    """The Learner's batch transforms as modules on float (N, 3, H, W); `size` is the (H, W) that arrives."""
+    """The Learner's batch transforms as modules on float (N, 3, H, W); `size` is the input's (H, W)."""
     modules: list[nn.Module] = []
     for tfm in tfms:
-        if isinstance(tfm, aug.AffineCoordTfm):  # first: each call leaves its own split_idx behind
+        # Before the test of split_idx, which AffineCoordTfm overwrites at each call.
+        if isinstance(tfm, aug.AffineCoordTfm):
             if tfm.size is not None:
-                modules.append(Resample(size, pair(tfm.size), tfm.mode, tfm.pad_mode, tfm.align_corners))
+                modules.append(
+                    Resample(size, pair(tfm.size), tfm.mode, tfm.pad_mode, align_corners=tfm.align_corners)
+                )
                 size = pair(tfm.size)
         elif tfm.split_idx == 0:  # only in training
             continue
         elif type(tfm) is aug.RandomResizedCropGPU:
             crop = CentreCrop(size, tfm.ratio, tfm.valid_scale)
-            modules += [crop, Resample(crop.size, pair(tfm.size), tfm.mode, "reflection", True)]
+            resample = Resample(crop.size, pair(tfm.size), tfm.mode, "reflection", align_corners=True)
+            modules += [crop, resample]
             size = pair(tfm.size)
         elif type(tfm) is IntToFloatTensor:
             modules.append(Affine(torch.tensor(0.0), torch.tensor(float(tfm.div))))
@@ -95,12 +99,12 @@ class Graph(nn.Module):
                     setattr(parent, name, GlobalMax())
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pixels as Pillow has them."""
+        """Pixels in Pillow's order, uint8 (N, H, W, 3)."""
         return self.activation(self.model(self.before(pictures.permute(0, 3, 1, 2).float())))
 
 
 class GlobalMax(nn.Module):
-    """The same as AdaptiveMaxPool2d(1), for which torch's ONNX exporter has no translation."""
+    """The same as AdaptiveMaxPool2d(1), which torch's ONNX exporter cannot translate."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, C, 1, 1)."""
@@ -108,21 +112,25 @@ class GlobalMax(nn.Module):
 
 
 def unknown(tfm: object) -> UnknownTransformError:
-    """The refusal, by name."""
-    name = getattr(tfm, "_name", type(tfm).__name__)  # a plain function has its own name in _name
+    """The error for a transform, with its name."""
+    name = getattr(tfm, "_name", type(tfm).__name__)  # fastai keeps the name of a plain function in _name
     return UnknownTransformError(
         f"the transform {name} acts at validation and cannot be packaged: "
-        "leave it out of the Learner, or teach it to package/pipeline.py"
+        "leave it out of the Learner, or add it to package/pipeline.py"
     )
 
 
 def pair(size: int | Iterable[int]) -> tuple[int, int]:
     """A batch transform's size as (height, width)."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 class Affine(nn.Module):
     """(x - mean) / std."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
@@ -135,7 +143,7 @@ class Affine(nn.Module):
 
 
 class CentreCrop(nn.Module):
-    """What RandomResizedCropGPU cuts out at validation."""
+    """The part of the picture that RandomResizedCropGPU keeps at validation."""
 
     def __init__(self, size: tuple[int, int], ratio: tuple[float, float], scale: float) -> None:
         super().__init__()
@@ -155,16 +163,25 @@ class CentreCrop(nn.Module):
 
 
 class Resample(nn.Module):
-    """fastai's `affine_coord` with nothing to transform: a resize by grid_sample, smoothed by area before."""
+    """fastai's `affine_coord` without a transform: a resize by grid_sample, after averaging by area."""
+
+    grid: torch.Tensor
 
     def __init__(
-        self, size: tuple[int, int], target: tuple[int, int], mode: str, pad: str, align_corners: bool | None
+        self,
+        size: tuple[int, int],
+        target: tuple[int, int],
+        mode: str,
+        pad: str,
+        *,
+        align_corners: bool | None,
     ) -> None:
         super().__init__()
         self.mode, self.pad, self.align_corners = mode, str(pad), bool(align_corners)
         grid = F.affine_grid(torch.eye(2, 3)[None], [1, 3, *target], align_corners=self.align_corners)
         self.register_buffer("grid", grid)
-        # As fastai 2.8's `_grid_sample` has it, down to the 2: its grid's last axis, where it means width.
+        # As in `_grid_sample` of fastai 2.8, bug included: it takes the last two axes of its grid, which is
+        # (N, height, width, 2), for height and width.
         zoom = 2 / (grid.max() - grid.min()).item()
         shrink = min(size[0] / target[1], size[1] / 2) / 2
         self.shrink = shrink if mode == "bilinear" and shrink > 1 and shrink > zoom else None

@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What model.json's `use` may name: the graph, and OpenVINO's name of the arithmetic.
+# What model.json's `use` may name: the graph file, and OpenVINO's INFERENCE_PRECISION_HINT; "" on a GPU.
 MODES = {
     "fp32": ("model.onnx", "f32"),
     "bf16": ("model.onnx", "bf16"),
-    "int8": ("model.int8.onnx", "f32"),  # its graph says where it is int8
-    "cuda-fp32": ("model.onnx", None),
-    "cuda-fp16": ("model.fp16.onnx", None),
+    "int8": ("model.int8.onnx", "f32"),  # the graph itself says which operators are int8
+    "cuda-fp32": ("model.onnx", ""),
+    "cuda-fp16": ("model.fp16.onnx", ""),
 }
 # Without these instructions int8 is no quicker than fp32, and its sums may overflow on older chips.
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
@@ -68,16 +68,27 @@ def check(file: Path, spec: dict) -> None:
 
 
 def can(mode: str) -> bool:
-    """Whether this chip is made for the arithmetic of a CPU mode."""
+    """Whether this machine's processor is made for a CPU mode: fp32 (each is), bf16 or int8.
+
+    SERVE_MODES in the environment names the modes that it is taken to be made for, whatever it reports: for
+    tests, and to compare with another machine ("fp32", or "fp32 bf16 int8"; blank is not set). A mode that it
+    lacks still runs: without AVX-512 OpenVINO computes bf16 as fp32, and int8 needs no VNNI to be correct.
+    Raises ValueError if SERVE_MODES names anything else.
+    """
     import openvino
 
+    given = os.environ.get("SERVE_MODES", "").split()
+    if unknown := sorted(set(given) - {"fp32", "bf16", "int8"}):
+        raise ValueError(f"SERVE_MODES may name fp32, bf16 and int8, not {unknown[0]!r}: correct or unset it")
+    if mode == "fp32" or given:
+        return mode == "fp32" or mode in given
     if mode == "bf16":
         return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return mode == "fp32" or (mode == "int8" and bool(VNNI & chip()))
+    return mode == "int8" and bool(VNNI & chip())
 
 
 def chip(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """The instruction sets that Linux lists for an x86 processor; nothing elsewhere."""
+    """The instruction sets that Linux lists for an x86 processor; an empty set on other systems."""
     with suppress(OSError):
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("flags"):

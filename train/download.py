@@ -1,4 +1,4 @@
-"""Turn --data into a folder of pictures: drawn, downloaded and unpacked, or simply there."""
+"""Turn --data into a folder of pictures: generate, download and unpack them, or use a folder as it is."""
 
 import gzip
 import hashlib
@@ -12,15 +12,15 @@ from urllib.parse import urlparse
 from pictures import UsageError, progress
 
 
-def locate(data: str, drawn: Path, seed: int) -> Path:
-    """Return the folder that --data means, drawing ("sample", into `drawn`) or downloading it if need be.
+def locate(data: str, generated: Path, seed: int) -> Path:
+    """Return the folder that --data means; "sample" generates pictures in the folder `generated`.
 
-    Raises UsageError if it means nothing, OSError if a download fails.
+    Raises UsageError if there is no such folder or dataset, OSError if a download fails.
     """
     if data == "sample":
-        from sample import draw
+        from synthetic_pets import draw
 
-        return draw(drawn, seed=seed)
+        return draw(generated, seed=seed)
     if data.startswith(("http://", "https://")):
         return download(data)
     if (folder := Path(data).expanduser()).is_dir():
@@ -38,10 +38,10 @@ def locate(data: str, drawn: Path, seed: int) -> Path:
 
 
 def download(url: str) -> Path:
-    """Download and unpack the archive `url`, once, into fastai's cache of datasets; return its pictures.
+    """Download and unpack the archive `url`, once, into fastai's cache; return the folder with its pictures.
 
-    It is the folder that untar_data would use, but untar_data lets an archive write anywhere on the disk.
-    Raises OSError.
+    The folder is the one that fastai's `untar_data` would use. `untar_data` itself is not called, because it
+    unpacks without a filter: an archive could write anywhere on the disk. Raises OSError.
     """
     import fastai.data
     from fastai.data.external import URLs, fastai_cfg
@@ -54,7 +54,7 @@ def download(url: str) -> Path:
     folder = cache.data_path(arch=Path(name))
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Unpacked beside its place and moved there whole: a failure leaves nothing that looks complete.
+        # Unpack in a temporary folder, then rename it: a failure leaves no half dataset in the cache.
         with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
             archive = save(url, Path(tmp) / "archive")
             if not cache.check(url, archive):
@@ -64,19 +64,19 @@ def download(url: str) -> Path:
 
 
 def save(url: str, file: Path) -> Path:
-    """Write what `url` answers to `file` and return it. Raises OSError."""
+    """Download `url` to `file` and return `file`. Raises OSError."""
     import requests
 
     print(f"downloading {url}", flush=True)
     try:
-        with requests.get(url, stream=True, timeout=30) as answer, file.open("wb") as out:
-            answer.raise_for_status()
-            megabytes = -(-int(answer.headers.get("Content-Length", 0)) // 2**20) or None
-            for block in progress(answer.iter_content(2**20), megabytes, "MB"):
+        with requests.get(url, stream=True, timeout=30) as response, file.open("wb") as out:
+            response.raise_for_status()
+            megabytes = -(-int(response.headers.get("Content-Length", 0)) // 2**20) or None
+            for block in progress(response.iter_content(2**20), megabytes, "MB"):
                 out.write(block)
     except requests.RequestException as error:
-        answer = error.response
-        reason = type(error).__name__ if answer is None else f"{answer.status_code} {answer.reason}"
+        refusal = error.response
+        reason = type(error).__name__ if refusal is None else f"{refusal.status_code} {refusal.reason}"
         raise OSError(
             f"could not download {url} ({reason}); check the address and the network and try again, "
             "or give --data a folder"
@@ -85,8 +85,11 @@ def save(url: str, file: Path) -> Path:
 
 
 def unpack(archive: Path, folder: Path, url: str) -> Path:
-    """Unpack a tar archive into `folder`; return its only folder if it has just one, else `folder`."""
-    if not hasattr(tarfile, "data_filter"):
+    """Unpack a tar archive into `folder`; return the only folder in it if there is just one, else `folder`.
+
+    Raises OSError, also for an archive with paths or links that lead out of `folder`.
+    """
+    if not hasattr(tarfile, "data_filter"):  # PEP 706
         raise OSError(
             "this Python unpacks archives unsafely; update to 3.11.4 or later, or unpack it yourself"
         )

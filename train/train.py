@@ -1,10 +1,10 @@
-"""Train a picture classifier: the fast.ai guide's recipe, from pictures to build/<project>/train.
+"""Train a picture classifier by the fast.ai guide's recipe: pictures in, build/<project>/train out.
 
     python train/train.py --data pets --out build/pets/train
     python train/train.py --data ~/photos --labels folder --out build/mine/train
     python train/train.py --data sample --arch resnet18 --size 64 --weights none --out build/local/train
 
-Without flags it is the guide's project: 37 breeds of pets, resnet50 at 299 pixels, 8 + 3 epochs.
+The defaults are the guide's project: 37 breeds of pets, resnet50 at 299 pixels, 8 + 3 epochs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pictures
-import results
-from architectures import Arch, advice, find_arch, reason
+import reporting
+from architectures import Arch, download_advice, find_arch, first_sentence
 from download import locate
 from pictures import UsageError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def find_precision(wanted: str) -> str:
-    """Return fp32, fp16 or bf16: `wanted`, or what "auto" means on this machine. Raises UsageError."""
+    """Return fp32, fp16 or bf16: `wanted`, or the choice of "auto" for this machine. Raises UsageError."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -42,7 +42,9 @@ def find_precision(wanted: str) -> str:
 
 
 def splitter(folder: Path, args: argparse.Namespace) -> Callable:
-    """Return fastai's splitter into training and validation pictures: random, unless the folders say it."""
+    """Return fastai's splitter into training and validation pictures: by folder if --labels is folder and
+    there is a validation folder, else random.
+    """
     from fastai.vision.all import FuncSplitter, RandomSplitter
 
     if args.labels == "folder" and (valid := pictures.valid_folder(folder)):
@@ -51,7 +53,10 @@ def splitter(folder: Path, args: argparse.Namespace) -> Callable:
 
 
 def dataloaders(items: list, folder: Path, arch: Arch, args: argparse.Namespace) -> DataLoaders:
-    """Return fastai's ImageDataLoaders for (path, label) or, multi-label, (path, [label, ...]) pairs."""
+    """Return fastai's ImageDataLoaders for (path, label) or, multi-label, (path, [label, ...]) pairs.
+
+    Raises UsageError if there are too few pictures.
+    """
     from fastai.vision.all import (
         CategoryBlock,
         DataBlock,
@@ -71,43 +76,46 @@ def dataloaders(items: list, folder: Path, arch: Arch, args: argparse.Namespace)
     if min(train, valid) < 2:
         raise UsageError(f"{train} pictures to train on and {valid} to validate with are too few")
     names = pictures.classes(dict(items))
-    # vision_learner itself adds the statistics that timm's weights were trained with.
+    # fastai's vision_learner adds the normalisation of timm's weights by itself.
     timm_stats = isinstance(arch, str) and args.weights == "imagenet"
     block = DataBlock(
-        # fastai's ImageBlock, but for EXIF: it would leave phones' pictures lying on their side.
+        # Not fastai's ImageBlock: it ignores EXIF orientation, and pictures from phones would stay rotated.
         blocks=(
             TransformBlock(type_tfms=pictures.upright, batch_tfms=IntToFloatTensor),
-            MultiCategoryBlock(vocab=names) if results.multi_label(items) else CategoryBlock(vocab=names),
+            MultiCategoryBlock(vocab=names) if reporting.multi_label(items) else CategoryBlock(vocab=names),
         ),
         getters=[ItemGetter(0), ItemGetter(1)],
         splitter=split,
         item_tfms=Resize(args.size),
         batch_tfms=[*aug_transforms(), *([] if timm_stats else [Normalize.from_stats(*imagenet_stats)])],
     )
-    # Elsewhere worker processes start from nothing, which takes longer than what they save.
+    # On macOS and Windows worker processes are spawned, which takes longer than they save.
     workers = min(args.workers, os.cpu_count() or 1) if sys.platform == "linux" else 0
     bs = min(args.bs, train)
     return ImageDataLoaders.from_dblock(block, items, path=folder, bs=bs, num_workers=workers)
 
 
 def learner(dls: DataLoaders, arch: Arch, precision: str, out: Path, args: argparse.Namespace) -> Learner:
-    """Return a vision_learner. Raises UsageError if `arch` does not fit, OSError without its weights."""
+    """Return a vision_learner.
+
+    Raises UsageError if `arch` does not work at this size, OSError if its weights cannot be downloaded.
+    """
     import torch
     from fastai.vision.all import ProgressCallback, accuracy_multi, error_rate, vision_learner
 
-    metric = accuracy_multi if results.multi_label(dls.train_ds.items) else error_rate
+    metric = accuracy_multi if reporting.multi_label(dls.train_ds.items) else error_rate
     try:
         learn = vision_learner(dls, arch, metrics=metric, path=out, pretrained=False)
         learn.model.eval()(torch.zeros(2, 3, args.size, args.size))
     except Exception as error:
-        why = f"fastai cannot use that ({reason(error)}); name another model or size"
+        why = f"fastai cannot use that ({first_sentence(error)}); name another model or size"
         raise UsageError(f"--arch {args.arch} --size {args.size}: {why}") from error
     if args.weights == "imagenet":
         try:
             learn = vision_learner(dls, arch, metrics=metric, path=out)
         except Exception as error:
-            why = f"no ImageNet weights for {args.arch} ({reason(error)})"
-            raise OSError(f"{why}; {advice(arch)}") from error
+            why = f"no ImageNet weights for {args.arch} ({first_sentence(error)})"
+            raise OSError(f"{why}; {download_advice(arch)}") from error
     learn.remove_cb(ProgressCallback)
     learn.model.to(dls.device)
     if dls.device.type == "cuda":
@@ -116,18 +124,18 @@ def learner(dls: DataLoaders, arch: Arch, precision: str, out: Path, args: argpa
 
 
 def fit(learn: Learner, args: argparse.Namespace) -> None:
-    """The guide's recipe: first the new head on the frozen body, then everything, the body most gently."""
+    """Train the new head on the frozen body, then all layers, the early ones at lower rates."""
     pretrained = args.weights == "imagenet"
     if args.frozen:
         learn.fit_one_cycle(args.frozen, slice(args.lr) if pretrained else args.lr)
     learn.unfreeze()
     if args.unfrozen:
-        # Random weights hold nothing that a low rate would preserve.
+        # A low rate protects pretrained weights; random ones need no protection.
         learn.fit_one_cycle(args.unfrozen, slice(1e-6, 1e-4) if pretrained else args.lr)
 
 
 def train(out: Path, args: argparse.Namespace) -> None:
-    """Do the whole job, from --data to the files in `out`."""
+    """Train from --data and write all files of the result into `out`. Raises UsageError or OSError."""
     from fastai.vision.all import set_seed
 
     started = time.monotonic()
@@ -137,22 +145,25 @@ def train(out: Path, args: argparse.Namespace) -> None:
     set_seed(args.seed)
     dls = dataloaders(items, folder, arch, args)
     learn = learner(dls, arch, precision, out, args)
-    results.introduce(dls, left_out, args)
-    with results.shown(learn, args.frozen + args.unfrozen) as rows:
+    reporting.print_plan(dls, left_out, args)
+    with reporting.progress_shown(learn, args.frozen + args.unfrozen) as rows:
         fit(learn, args)
     learn.to_contiguous(to_fp32=True)
-    metrics = results.measure(learn, args) | {"left_out": left_out}
-    results.save(learn, rows, args)
+    metrics = reporting.measure(learn, args) | {"left_out": left_out}
+    reporting.save(learn, rows, args)
     metrics["seconds"] = round(time.monotonic() - started, 1)
-    results.write(out / "metrics.json", metrics)
-    results.conclude(metrics, args)
+    reporting.write_json(out / "metrics.json", metrics)
+    reporting.print_result(metrics, args)
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a new folder that takes the place of `folder` at the end, or is removed if anything fails."""
-    taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
-    if taken and not (folder / "metrics.json").exists():
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder that replaces `folder` at the end, or is removed if anything fails.
+
+    Raises UsageError if `folder` holds files that are not a training result.
+    """
+    occupied = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    if occupied and not (folder / "metrics.json").exists():
         raise UsageError(f"--out {folder} holds something else than a training result; name another folder")
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
     new.mkdir(parents=True)
@@ -194,31 +205,31 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--lr", type=number(float, 0), default=3e-3, help="the head's highest learning rate (%(default)s)")
     add("--seed", type=number(int, 0), default=42, help="same seed, same result on a CPU (%(default)s)")
     add("--valid", type=number(float, 0, 1), default=0.2, help="share for validation (%(default)s)")
-    add("--workers", type=number(int, 0), default=8, help="loading processes, one per core (%(default)s)")
-    add("--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="auto: fp16 if CUDA")
-    add("--weights", choices=("imagenet", "none"), default="imagenet", help="what training starts from")
-    add("--out", type=Path, required=True, help="folder for the result, replaced at the end")
+    add("--workers", type=number(int, 0), default=8, help="loading processes, at most 1 a core (%(default)s)")
+    add("--precision", choices=("auto", "fp32", "fp16", "bf16"), default="auto", help="auto: fp16 on CUDA")
+    add("--weights", choices=("imagenet", "none"), default="imagenet", help="initial weights (%(default)s)")
+    add("--out", type=Path, required=True, help="folder for the result; an older result is replaced")
     return parser.parse_args(argv)
 
 
-def settle() -> None:
-    """Set what has to be set before torch is imported, and silence warnings that no user can act on."""
-    # Threads that spin while they wait make training 2 to 5 times slower wherever another process runs.
+def configure_environment() -> None:
+    """Environment defaults; call before importing torch. Also hides warnings that no user can act on."""
+    # OpenMP's threads spin while they wait: training is 2 to 5 times slower if another process runs, too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.filterwarnings("ignore", module="PIL")  # odd EXIF and palettes, sizes that `upright` judges
-    warnings.filterwarnings("ignore", module="torchvision.models._utils")  # how fastai asks for weights
+    warnings.filterwarnings("ignore", module="PIL")  # odd EXIF and palettes, and sizes that `upright` checks
+    warnings.filterwarnings("ignore", module="torchvision.models._utils")  # fastai passes `pretrained`
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = arguments(argv)
-    settle()
+    configure_environment()
     try:
-        with replacing(args.out.absolute()) as out:
+        with atomic_folder(args.out.absolute()) as out:
             train(out, args)
     except KeyboardInterrupt:
         print(f"\nstopped; {args.out} is as it was", file=sys.stderr)

@@ -12,7 +12,7 @@ import pytest
 from support import ROOT
 
 FOLDERS = ("train", "package", "serve", "deploy", "client", "bench", "cost")
-SCRIPTS = ["train/train.py", "train/sample.py", "package/export.py", "package/archive.py"]
+SCRIPTS = ["train/train.py", "train/synthetic_pets.py", "package/export.py", "package/archive.py"]
 SCRIPTS += ["serve/server.py", "deploy/local.py", "deploy/image.py", "client/cli.py", "cost/estimate.py"]
 SCRIPTS += ["bench/serving.py", "bench/load.py", "bench/measure.py"]
 README = "\n".join(file.read_text() for file in [ROOT / "README.md", *ROOT.glob("*/README.md")])

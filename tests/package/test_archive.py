@@ -1,4 +1,4 @@
-"""package/archive.py: the same folder makes the same archive, and nothing else goes into it."""
+"""package/archive.py: the same folder gives the same archive, with nothing else in it."""
 
 import hashlib
 import json
@@ -29,14 +29,14 @@ MEMBERS = [
 
 @pytest.fixture
 def model(project, tmp_path) -> Path:
-    """A copy of the project's model folder, but for the weight of its graph."""
+    """A copy of the project's model folder with a smaller graph."""
     folder = shutil.copytree(project / "model", tmp_path / "model")
     (folder / "model.onnx").write_bytes(os.urandom(10**6))
     return folder
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All the files below a folder, but for what Python puts there when it serves them."""
+    """All files below a folder by name, without Python's bytecode."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
@@ -46,15 +46,15 @@ def pack(model: Path, out: Path) -> int:
     return archive.main(["--model", str(model), "--out", str(out)])
 
 
-def refused(capsys, model: Path, out: Path, code: int) -> str:
-    """The one sentence of a refusal, which leaves `out` and its folder as they were."""
+def rejected(capsys, model: Path, out: Path, code: int) -> str:
+    """Pack, expect exit code `code` and unchanged files around `out`, and return the one-line message."""
     before = content(out.parent) if out.parent.is_dir() else None
     assert pack(model, out) == code
-    said = capsys.readouterr()
-    assert re.fullmatch(r"error: .+\n", said.err)
-    assert not said.out
+    output = capsys.readouterr()
+    assert re.fullmatch(r"error: .+\n", output.err)
+    assert not output.out
     assert before == (content(out.parent) if out.parent.is_dir() else None)
-    return said.err
+    return output.err
 
 
 def test_it_holds_what_the_container_needs_and_no_more(project):
@@ -64,7 +64,7 @@ def test_it_holds_what_the_container_needs_and_no_more(project):
         ]
 
 
-def test_it_says_nothing_of_where_it_was_packed(project):
+def test_it_has_no_trace_of_this_machine(project):
     with tarfile.open(project / "model.tar.gz") as tar:
         assert {(info.mtime, info.uid, info.gid, info.uname, info.gname) for info in tar} == {
             (0, 0, 0, "", "")
@@ -78,7 +78,7 @@ def test_unpacked_it_is_the_folder(project, tmp_path):
     assert content(tmp_path / "unpacked") == content(project / "model")
 
 
-def test_the_same_files_make_the_same_bytes_anywhere(project, tmp_path):
+def test_the_same_files_give_the_same_bytes_in_any_folder(project, tmp_path):
     moved = shutil.copytree(project / "model", tmp_path / "elsewhere")
     for age, path in enumerate(sorted(moved.rglob("*"), reverse=True)):
         path.chmod(0o700)
@@ -90,7 +90,7 @@ def test_the_same_files_make_the_same_bytes_anywhere(project, tmp_path):
     assert (tmp_path / "again.tar.gz").read_bytes() == (project / "model.tar.gz").read_bytes()
 
 
-def test_a_module_of_ones_own_goes_along(model, tmp_path):
+def test_a_user_module_in_code_is_packed(model, tmp_path):
     (model / "code" / "breeds.py").touch()
     assert pack(model, tmp_path / "model.tar.gz") == 0
     with tarfile.open(tmp_path / "model.tar.gz") as tar:
@@ -111,17 +111,17 @@ def test_the_printed_sha256_is_the_files(model, tmp_path, capsys):
 @pytest.mark.parametrize("name", archive.REQUIRED)
 def test_a_missing_file_is_named(model, tmp_path, capsys, name):
     (model / name).unlink()
-    (tmp_path / "model.tar.gz").write_bytes(b"the one before")
-    said = refused(capsys, model, tmp_path / "model.tar.gz", code=2)
-    assert said == f"error: {model} lacks {name}: run `invoke package` to write it anew\n"
+    (tmp_path / "model.tar.gz").write_bytes(b"the previous archive")
+    message = rejected(capsys, model, tmp_path / "model.tar.gz", code=2)
+    assert message == f"error: {model} lacks {name}: run `invoke package` again\n"
 
 
-def test_a_graph_that_model_json_speaks_of_is_missed(model, tmp_path, capsys):
+def test_a_missing_graph_that_model_json_lists_is_named(model, tmp_path, capsys):
     facts = json.loads((model / "model.json").read_text())
     facts["sha256"]["model.int8.onnx"] = "0" * 64
     (model / "model.json").write_text(json.dumps(facts))
-    said = refused(capsys, model, tmp_path / "model.tar.gz", code=2)
-    assert said == f"error: {model} lacks model.int8.onnx: run `invoke package` to write it anew\n"
+    message = rejected(capsys, model, tmp_path / "model.tar.gz", code=2)
+    assert message == f"error: {model} lacks model.int8.onnx: run `invoke package` again\n"
     (model / "model.int8.onnx").touch()
     assert pack(model, tmp_path / "model.tar.gz") == 0
     with tarfile.open(tmp_path / "model.tar.gz") as tar:
@@ -129,40 +129,40 @@ def test_a_graph_that_model_json_speaks_of_is_missed(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"sha256": "of another version"}'])
-def test_a_model_json_of_another_kind_is_refused(model, tmp_path, capsys, text):
+def test_a_model_json_of_another_format_is_rejected(model, tmp_path, capsys, text):
     (model / "model.json").write_text(text)
-    said = refused(capsys, model, tmp_path / "model.tar.gz", code=2)
-    assert "model.json is not what export.py wrote: run `invoke package` to write it anew" in said
+    message = rejected(capsys, model, tmp_path / "model.tar.gz", code=2)
+    assert "model.json is not what export.py wrote: run `invoke package` again" in message
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path, capsys):
-    assert "there is no folder" in refused(capsys, tmp_path / "none", tmp_path / "model.tar.gz", code=2)
+def test_a_missing_folder_is_rejected(tmp_path, capsys):
+    assert "there is no folder" in rejected(capsys, tmp_path / "none", tmp_path / "model.tar.gz", code=2)
 
 
-def test_links_are_refused(model, tmp_path, capsys):
+def test_links_are_rejected(model, tmp_path, capsys):
     (model / "weights").symlink_to(tmp_path)
     (model / "model.onnx").rename(tmp_path / "model.onnx")
     (model / "model.onnx").symlink_to(tmp_path / "model.onnx")
-    said = refused(capsys, model, tmp_path / "model.tar.gz", code=2)
-    assert "has links, which SageMaker does not unpack: replace model.onnx, weights" in said
+    message = rejected(capsys, model, tmp_path / "model.tar.gz", code=2)
+    assert "has links, which SageMaker does not unpack: replace model.onnx, weights" in message
 
 
-def test_a_file_that_changes_meanwhile_is_noticed(model, tmp_path, capsys, monkeypatch):
+def test_a_file_that_changes_meanwhile_is_an_error(model, tmp_path, capsys, monkeypatch):
     write = archive.write
 
-    def touched(*args):
+    def write_and_change(*args):
         write(*args)
         (model / "config.yaml").write_text("changed")
 
-    monkeypatch.setattr(archive, "write", touched)
+    monkeypatch.setattr(archive, "write", write_and_change)
     assert pack(model, tmp_path / "out" / "model.tar.gz") == 2
     assert "changed while it was packed" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("place", ["file/model.tar.gz", "folder"], ids=["below a file", "a folder"])
-def test_a_place_that_cannot_be_written_is_a_sentence(model, tmp_path, capsys, place):
+def test_a_path_that_cannot_be_written_is_an_error(model, tmp_path, capsys, place):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "something").touch()
-    assert f"{tmp_path / place} was not written: " in refused(capsys, model, tmp_path / place, code=3)
+    assert f"{tmp_path / place} was not written: " in rejected(capsys, model, tmp_path / place, code=3)

@@ -1,4 +1,4 @@
-"""Real photographs, as they are and at 12 megapixels: both servers answer what the Learner itself does."""
+"""Real photographs, unchanged and at 12 megapixels: both servers answer as the Learner does."""
 
 import io
 import shutil
@@ -27,14 +27,14 @@ def exact(project, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(pets, tmp_path_factory) -> list[Path]:
-    """The photographs, and some of them as a telephone would have taken them."""
+    """The photographs, and some of them enlarged to 12 megapixels, with a sensor's noise."""
     folder = tmp_path_factory.mktemp("photos")
     noise = np.random.default_rng(0).normal(0, 6, (*TWELVE_MEGAPIXELS[::-1], 3)).astype(np.int16)
     large = []
     for path in pets[:: len(pets) // LARGE]:
         with Image.open(path) as picture:
-            picture = ImageOps.fit(picture.convert("RGB"), TWELVE_MEGAPIXELS, Image.Resampling.LANCZOS)
-        grainy = (np.asarray(picture) + noise).clip(0, 255).astype(np.uint8)
+            enlarged = ImageOps.fit(picture.convert("RGB"), TWELVE_MEGAPIXELS, Image.Resampling.LANCZOS)
+        grainy = (np.asarray(enlarged) + noise).clip(0, 255).astype(np.uint8)
         large.append(folder / f"{path.stem}.jpg")
         Image.fromarray(grainy).save(large[-1], quality=92)
     return [*pets, *large]
@@ -42,7 +42,7 @@ def photos(pets, tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def expected(exact, photos) -> np.ndarray:
-    """What `learn.predict` gives each of them."""
+    """The probabilities of `learn.predict` for each of them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from export import load

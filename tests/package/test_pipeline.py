@@ -1,4 +1,4 @@
-"""package/pipeline.py repeats fastai's batch transforms at validation, and refuses what it does not know."""
+"""package/pipeline.py repeats fastai's transforms at validation, and rejects those that it does not know."""
 
 import warnings
 
@@ -34,15 +34,15 @@ with warnings.catch_warnings():
     from pipeline import UnknownTransformError, batch_modules, item_steps
 
 STATS = Normalize.from_stats(*imagenet_stats, cuda=False)
-SHAPES = [(64, 64), (48, 80), (81, 47)]  # height and width that arrive
+SHAPES = [(64, 64), (48, 80), (81, 47)]  # height and width of the input
 
 KNOWN = {
-    "scaling alone": [],
+    "only scaling": [],
     "augmentation of the same size": aug_transforms(),
     "ImageNet statistics": [STATS],
     "statistics of the first batch": [Normalize()],
     "smaller": [*aug_transforms(size=32), STATS],
-    "much smaller, smoothed before": aug_transforms(size=8),
+    "much smaller, averaged before": aug_transforms(size=8),
     "much smaller, not square": aug_transforms(size=(6, 10)),
     "larger": aug_transforms(size=150),
     "wide": aug_transforms(size=(24, 96)),
@@ -60,8 +60,8 @@ KNOWN = {
     "two resizes": [Flip(size=40), Zoom(size=24)],
     "of the same size, many": [Dihedral(), Zoom(), Saturation(), Hue(), RandomErasing(), STATS],
     "random crop": [RandomResizedCropGPU(32), STATS],
-    "random crop, not square, its middle": [RandomResizedCropGPU((20, 40), valid_scale=0.7)],
-    "random crop, smoothed before": [RandomResizedCropGPU(7)],
+    "random crop, not square, smaller part": [RandomResizedCropGPU((20, 40), valid_scale=0.7)],
+    "random crop, averaged before": [RandomResizedCropGPU(7)],
     "random crop, nearest": [RandomResizedCropGPU(32, mode="nearest")],
     "random crop, narrow ratio": [RandomResizedCropGPU(32, ratio=(1, 1)), *aug_transforms()],
     "augmentation with min_scale": aug_transforms(size=32, min_scale=0.75),
@@ -77,7 +77,7 @@ def test_batch_transforms_give_fastais_values(name, shape):
     pixels = torch.randint(0, 256, (3, 3, *shape), dtype=torch.uint8)
     pipeline = Pipeline([IntToFloatTensor(), *KNOWN[name]], split_idx=0)
     pipeline.setup(DataLoader([(picture,) for picture in TensorImage(pixels).float() / 255], bs=3))
-    pipeline(TensorImage(pixels))  # training leaves marks, such as an AffineCoordTfm's split_idx
+    pipeline(TensorImage(pixels))  # training changes state, such as an AffineCoordTfm's split_idx
     pipeline.split_idx = 1
     expected = pipeline(TensorImage(pixels))
     actual = nn.Sequential(*batch_modules(pipeline, shape))(pixels.float())
@@ -86,7 +86,7 @@ def test_batch_transforms_give_fastais_values(name, shape):
 
 
 class Sharpen(Transform):
-    """A transform that nobody knows."""
+    """An unknown transform."""
 
     order = 35
 
@@ -107,7 +107,7 @@ TRAINING_ONLY = Sharpen(split_idx=0)
     [(Sharpen(), "Sharpen"), (Sharpen(split_idx=1), "Sharpen"), (brighten, "brighten")],
     ids=["always", "at validation", "a function"],
 )
-def test_an_unknown_batch_transform_stops_by_name(tfm, name):
+def test_an_unknown_batch_transform_is_an_error_with_its_name(tfm, name):
     with pytest.raises(UnknownTransformError, match=f"the transform {name} acts at validation"):
         batch_modules(Pipeline([IntToFloatTensor(), tfm]), (8, 8))
 
@@ -115,19 +115,19 @@ def test_an_unknown_batch_transform_stops_by_name(tfm, name):
 @pytest.mark.parametrize(
     ("tfm", "name"),
     [(RatioResize(64), "RatioResize"), (Sharpen(), "Sharpen"), (brighten, "brighten")],
-    ids=["fastai's", "one's own", "a function"],
+    ids=["fastai's", "a user's", "a function"],
 )
-def test_an_unknown_item_transform_stops_by_name(tfm, name):
+def test_an_unknown_item_transform_is_an_error_with_its_name(tfm, name):
     with pytest.raises(UnknownTransformError, match=f"the transform {name} acts at validation"):
         item_steps(Pipeline([Resize(64), tfm, ToTensor()]))
 
 
-def test_an_unknown_transform_for_training_is_left_out():
+def test_an_unknown_transform_for_training_is_ignored():
     assert len(batch_modules(Pipeline([IntToFloatTensor(), TRAINING_ONLY]), (8, 8))) == 1
     assert len(item_steps(Pipeline([Resize(64), TRAINING_ONLY, ToTensor()]))) == 1
 
 
-def test_a_learner_that_does_not_resize_is_refused():
+def test_a_learner_that_does_not_resize_is_rejected():
     with pytest.raises(UnknownTransformError, match=r"give it item_tfms=Resize\(...\)"):
         item_steps(Pipeline([ToTensor()]))
 

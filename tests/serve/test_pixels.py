@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from pictures import upright
 from pixels import MAX_PIXELS, NotAPictureError, TooLargeError, open_picture, to_pixels
-from sample import draw
+from synthetic_pets import draw
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""--data: folders, fastai's names and addresses; a download is whole or it is not there."""
+"""--data: folders, fastai's dataset names and URLs; a failed download leaves nothing behind."""
 
 import http.server
 import io
@@ -30,14 +30,17 @@ def tgz(*names: str, **links: str) -> bytes:
 
 @pytest.fixture
 def site():
-    """A web server on loopback: what it answers by path (None: 404, fewer bytes than promised: cut)."""
-    answers: dict[str, bytes] = {}
+    """A web server on loopback; yields its content by path, and its address as "url".
+
+    A missing path is 404. Content-Length is always that of /whole.tgz, so that a shorter body is cut off.
+    """
+    content: dict[str, bytes] = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = answers.get(self.path.partition("?")[0])
+            body = content.get(self.path.partition("?")[0])
             self.send_response(200 if body is not None else 404)
-            self.send_header("Content-Length", str(len(answers["/whole.tgz"]) if body else 0))
+            self.send_header("Content-Length", str(len(content["/whole.tgz"]) if body else 0))
             self.end_headers()
             self.wfile.write(body or b"")
 
@@ -47,9 +50,9 @@ def site():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    answers["url"] = f"http://127.0.0.1:{server.server_port}"
-    answers["/whole.tgz"] = tgz("breeds/images/Cat_1.png", "breeds/images/Dog_1.png", "breeds/README")
-    yield answers
+    content["url"] = f"http://127.0.0.1:{server.server_port}"
+    content["/whole.tgz"] = tgz("breeds/images/Cat_1.png", "breeds/images/Dog_1.png", "breeds/README")
+    yield content
     server.shutdown()
     thread.join()
     server.server_close()
@@ -66,18 +69,18 @@ def cache(tmp_path, monkeypatch):
     fastai_cfg.cache_clear()
 
 
-def test_a_folder_is_taken_as_it_is_even_if_a_dataset_has_its_name(tmp_path, monkeypatch):
+def test_a_folder_is_used_even_if_a_dataset_has_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pets").mkdir()
     assert locate("pets", tmp_path, 0).resolve() == tmp_path / "pets"
 
 
-def test_an_unknown_name_is_a_sentence_with_near_ones(tmp_path):
+def test_an_unknown_name_is_an_error_with_similar_names(tmp_path):
     with pytest.raises(UsageError, match=r"no such fastai dataset \(did you mean .*pets"):
         locate("petz", tmp_path, 0)
 
 
-def test_an_archive_is_downloaded_once_and_its_images_folder_found(site, cache, tmp_path):
+def test_an_archive_is_downloaded_once_and_its_images_folder_returned(site, cache, tmp_path):
     url = site["url"] + "/whole.tgz"
     folder = locate(url, tmp_path, 0)
     assert sorted(path.name for path in folder.iterdir()) == ["Cat_1.png", "Dog_1.png"]
@@ -86,13 +89,13 @@ def test_an_archive_is_downloaded_once_and_its_images_folder_found(site, cache, 
     assert locate(url, tmp_path, 0) == folder
 
 
-def test_two_addresses_that_end_alike_are_two_datasets(site, tmp_path):
-    one, other = (locate(f"{site['url']}/whole.tgz?part={i}", tmp_path, 0) for i in (1, 2))
-    assert one != other
+def test_two_urls_with_the_same_file_name_are_two_datasets(site, tmp_path):
+    first, second = (locate(f"{site['url']}/whole.tgz?part={i}", tmp_path, 0) for i in (1, 2))
+    assert first != second
 
 
 @pytest.mark.parametrize(
-    ("name", "body", "sentence"),
+    ("name", "body", "message"),
     [
         ("/missing.tgz", None, "404 Not Found"),
         ("/cut.tgz", lambda whole: whole[:100], "ChunkedEncodingError"),
@@ -100,25 +103,25 @@ def test_two_addresses_that_end_alike_are_two_datasets(site, tmp_path):
         ("/damaged.tgz", lambda whole: whole[:80] + bytes(len(whole) - 80), "is not a .tgz archive"),
     ],
 )
-def test_a_failed_download_is_a_sentence_and_leaves_nothing(name, body, sentence, site, cache, tmp_path):
+def test_a_failed_download_is_an_error_and_leaves_nothing(name, body, message, site, cache, tmp_path):
     if body:
         site[name] = body(site["/whole.tgz"])
-    with pytest.raises(OSError, match=sentence):
+    with pytest.raises(OSError, match=message):
         locate(site["url"] + name, tmp_path, 0)
     assert not list(cache.iterdir())
     site[name] = site["/whole.tgz"]
     assert locate(site["url"] + name, tmp_path, 0).is_dir()
 
 
-def test_a_server_that_is_not_there_is_a_sentence(tmp_path):
+def test_a_refused_connection_is_an_error(tmp_path):
     with pytest.raises(OSError, match=r"could not download .*ConnectionError.*check the address"):
-        locate("http://127.0.0.1:9/pets.tgz", tmp_path, 0)
+        locate("http://127.0.0.1:9/pets.tgz", tmp_path, 0)  # "discard", on which nothing listens
 
 
 @pytest.mark.parametrize(
     "hostile",
     [tgz("../../outside.png"), tgz("link/outside.png", link="../.."), tgz("link/outside.png", link="/tmp")],
-    ids=["a parent folder", "a link to a parent folder", "a link to anywhere"],
+    ids=["a parent folder", "a link to a parent folder", "a link to an absolute path"],
 )
 def test_an_archive_cannot_write_outside_its_folder(hostile, site, cache, tmp_path):
     site["/hostile.tgz"] = site["/whole.tgz"] = hostile

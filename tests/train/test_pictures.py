@@ -1,4 +1,4 @@
-"""Pictures are opened upright, labelled as asked, and checked before training."""
+"""Pictures are opened upright, labelled by --labels, and checked before training."""
 
 import io
 
@@ -8,7 +8,8 @@ from PIL import Image, ImageOps
 from pictures import UsageError, check, label, upright
 
 
-def stored(im: Image.Image, form: str, orientation: int = 1, **options) -> bytes:
+def encoded(im: Image.Image, form: str, orientation: int = 1, **options) -> bytes:
+    """A file's bytes with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = io.BytesIO()
@@ -23,19 +24,19 @@ def gradient():
 
 @pytest.fixture
 def folder(tmp_path, gradient):
-    """Two pictures of each of two classes, and what else lies about in people's folders."""
+    """Two pictures of each of two classes, and other files as they occur in such folders."""
     for name in ("Cat_1.jpg", "Cat_2.png", "Dog_1.webp", "Dog_2.tiff"):
         (tmp_path / name[:3]).mkdir(exist_ok=True)
         gradient.save(tmp_path / name[:3] / name)
-    (tmp_path / "notes.txt").write_text("not a picture, and does not claim to be one")
-    (tmp_path / "Cat" / "._Cat_1.jpg").write_bytes(b"left by a Mac")
+    (tmp_path / "notes.txt").write_text("not a picture, and without a picture's suffix")
+    (tmp_path / "Cat" / "._Cat_1.jpg").write_bytes(b"metadata of macOS")
     return tmp_path
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(form, orientation, gradient):
-    data = stored(gradient, form, orientation)
+    data = encoded(gradient, form, orientation)
     with Image.open(io.BytesIO(data)) as im:
         expected = ImageOps.exif_transpose(im).convert("RGB")
     assert upright(data).size == ((20, 30) if orientation > 4 else (30, 20))
@@ -45,25 +46,25 @@ def test_exif_orientation_is_applied(form, orientation, gradient):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(mode, gradient):
     im = Image.new("I;16", (30, 20), 255) if mode == "I;16" else gradient.convert(mode)
-    assert upright(stored(im, "TIFF" if mode == "CMYK" else "PNG")).mode == "RGB"
+    assert upright(encoded(im, "TIFF" if mode == "CMYK" else "PNG")).mode == "RGB"
 
 
-def test_the_first_frame_of_a_moving_picture_and_of_a_phones_mpo_counts(gradient, tmp_path):
+def test_the_first_frame_of_an_animation_and_of_an_mpo_is_used(gradient, tmp_path):
     black = Image.new("RGB", (30, 20))
-    for name in ("moving.gif", "phone.mpo"):
+    for name in ("animation.gif", "phone.mpo"):
         gradient.save(tmp_path / name, save_all=True, append_images=[black])
         assert max(upright(tmp_path / name).getextrema()[0]) > 200
 
 
-def test_pictures_beyond_fifty_megapixels_are_refused():
-    # Pillow's own limit, if something in this process has lowered it, speaks first.
+def test_pictures_above_fifty_megapixels_are_rejected():
+    # If another test has imported serve/pixels.py, which lowers Pillow's own limit, Pillow raises first.
     with pytest.raises((ValueError, Image.DecompressionBombError), match=r"8000 x 8000|64000000"):
-        upright(stored(Image.new("1", (8000, 8000)), "PNG"))
+        upright(encoded(Image.new("1", (8000, 8000)), "PNG"))
 
 
-def test_formats_that_the_server_refuses_are_refused(gradient):
+def test_formats_that_the_server_rejects_are_rejected(gradient):
     with pytest.raises(OSError, match="cannot identify"):
-        upright(stored(gradient, "PPM"))
+        upright(encoded(gradient, "PPM"))
 
 
 def test_labels_come_from_an_expression_on_the_file_name(folder):
@@ -94,7 +95,7 @@ def test_labels_come_from_a_csv_file_one_or_several_each(folder):
 
 
 @pytest.mark.parametrize(
-    ("labels", "sentence"),
+    ("labels", "message"),
     [
         ("(", "no regular expression"),
         (r"^.+_\d+", r"has no \(group\)"),
@@ -104,19 +105,19 @@ def test_labels_come_from_a_csv_file_one_or_several_each(folder):
         ("odd.csv", "the first line must be name,label"),
     ],
 )
-def test_labels_that_cannot_work_are_a_sentence(labels, sentence, folder, monkeypatch):
+def test_labels_that_cannot_work_are_an_error(labels, message, folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "odd.csv").write_text("file;class\nCat/Cat_1.jpg;cat\n")
-    with pytest.raises(UsageError, match=sentence):
+    with pytest.raises(UsageError, match=message):
         label(folder, labels)
 
 
-def test_a_folder_without_pictures_is_a_sentence(tmp_path):
+def test_a_folder_without_pictures_is_an_error(tmp_path):
     with pytest.raises(UsageError, match="no pictures in"):
         label(tmp_path, "folder")
 
 
-def test_pictures_that_cannot_be_used_are_named_with_the_reason(folder):
+def test_unusable_pictures_are_listed_with_the_reason(folder):
     whole = (folder / "Cat" / "Cat_1.jpg").read_bytes()
     (folder / "Cat" / "Cat_3.jpg").write_bytes(whole[:-60])
     (folder / "Cat" / "Cat_4.jpg").write_bytes(b"<html>404</html>")
@@ -132,14 +133,14 @@ def test_pictures_that_cannot_be_used_are_named_with_the_reason(folder):
     assert reasons["Cat/holiday.jpg"] == "no label"
 
 
-def test_too_few_classes_after_the_check_is_a_sentence(folder):
+def test_too_few_classes_after_the_check_is_an_error(folder):
     for path in (folder / "Dog").iterdir():
         path.write_bytes(b"")
     with pytest.raises(UsageError, match="only 2 of 4 pictures can be used"):
         check(label(folder, "folder"), folder)
 
 
-def test_real_photographs_include_two_that_lie_about_their_format(pets):
+def test_real_photographs_with_wrong_suffixes_are_usable(pets):
     folder = pets[0].parent
     items, left_out = check(label(folder, r"^(.+)_\d+\.jpg$"), folder)
     assert len(items) == 120

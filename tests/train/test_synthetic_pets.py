@@ -1,26 +1,26 @@
-"""The generated pictures are labelled, reproducible, and as awkward as real ones."""
+"""The generated pictures are labelled, reproducible, and have the defects of real ones."""
 
 from collections import Counter
 
 import pytest
 from PIL import Image, ImageOps
 
-import sample
+import synthetic_pets
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return sample.draw(tmp_path_factory.mktemp("sample"), count=120, seed=3)
+    return synthetic_pets.draw(tmp_path_factory.mktemp("sample"), count=120, seed=3)
 
 
-def test_pictures_are_named_in_the_pets_way_and_classes_are_balanced(folder):
+def test_pictures_are_named_as_in_pets_and_classes_are_balanced(folder):
     kinds = Counter(path.name.partition("_")[0] for path in folder.iterdir())
     assert kinds == {"Cat": 31, "Dog": 30, "Owl": 30, "Rabbit": 30}
 
 
 def test_the_same_seed_draws_the_same_bytes(folder, tmp_path):
-    again = sample.draw(tmp_path / "again", count=120, seed=3)
-    other = sample.draw(tmp_path / "other", count=4, seed=4)
+    again = synthetic_pets.draw(tmp_path / "again", count=120, seed=3)
+    other = synthetic_pets.draw(tmp_path / "other", count=4, seed=4)
     assert {p.name: p.read_bytes() for p in again.iterdir()} == {
         p.name: p.read_bytes() for p in folder.iterdir()
     }
@@ -39,18 +39,18 @@ def test_every_mode_orientation_and_a_range_of_sizes_occurs(folder):
     assert 120 <= min(sides) < 160 < 360 < max(sides) <= 400
 
 
-def test_two_files_lie_about_their_format_and_one_is_cut_short(folder):
-    lying = {path.name for path in folder.glob("*.jpg") if path.read_bytes()[:2] != b"\xff\xd8"}
-    assert lying == {"Dog_1.jpg", "Owl_2.jpg"}
+def test_two_files_have_wrong_suffixes_and_one_is_truncated(folder):
+    wrong = {path.name for path in folder.glob("*.jpg") if path.read_bytes()[:2] != b"\xff\xd8"}
+    assert wrong == {"Dog_1.jpg", "Owl_2.jpg"}
     with Image.open(folder / "Cat_120.jpg") as im, pytest.raises(OSError, match="truncated"):
         im.load()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_viewer_who_obeys_exif_sees_every_picture_upright(orientation, tmp_path):
+def test_a_viewer_that_applies_exif_shows_every_picture_upright(orientation, tmp_path):
     drawn = Image.effect_noise((40, 30), 100).convert("RGB").resize((160, 120))
     path = tmp_path / "picture.jpg"
-    path.write_bytes(sample.encode(drawn, "JPEG", "RGB", orientation))
+    path.write_bytes(synthetic_pets.encode(drawn, "JPEG", "RGB", orientation))
     with Image.open(path) as im:
         seen = ImageOps.exif_transpose(im)
     assert seen.size == drawn.size
@@ -59,6 +59,6 @@ def test_a_viewer_who_obeys_exif_sees_every_picture_upright(orientation, tmp_pat
 
 
 def test_the_command_line_writes_a_folder(tmp_path, capsys):
-    assert sample.main(["--out", str(tmp_path / "new" / "pictures"), "--count", "3"]) == 0
+    assert synthetic_pets.main(["--out", str(tmp_path / "new" / "pictures"), "--count", "3"]) == 0
     assert len(list((tmp_path / "new" / "pictures").iterdir())) == 4
     assert "3 pictures" in capsys.readouterr().out

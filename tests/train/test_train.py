@@ -1,4 +1,4 @@
-"""train.py keeps the guide's recipe, hands over what it promised, and fails in one sentence."""
+"""train.py: the guide's recipe, the files for later stages, and errors of one sentence."""
 
 import csv
 import json
@@ -12,17 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from fastai.callback.core import Callback
 from PIL import Image
 
-import sample
+import synthetic_pets
 import train
-from support import LABELS, ROOT, run
+from support import LABELS, run
 
 TINY = {"labels": LABELS, "arch": "resnet18", "size": 32, "bs": 8, "frozen": 0, "unfrozen": 1}
 TINY |= {"weights": "none", "workers": 0, "seed": 1}
 
+pytestmark = pytest.mark.xdist_group("train")  # one worker: `trained` is a process that takes seconds
 
-def words(**options: object) -> list[str]:
+
+def arguments(**options: object) -> list[str]:
     """The command line of a small training, with `options` changed."""
     return [str(word) for key, value in (TINY | options).items() for word in (f"--{key}", value)]
 
@@ -33,15 +36,15 @@ def read(folder, name):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """40 pictures, and one that is cut short."""
-    return sample.draw(tmp_path_factory.mktemp("drawn"), count=40)
+    """40 pictures, and one that is truncated."""
+    return synthetic_pets.draw(tmp_path_factory.mktemp("drawn"), count=40)
 
 
 @pytest.fixture(scope="module")
 def trained(drawn, tmp_path_factory):
-    """The result of a small training, by the command line."""
+    """The result of a small training in a process of its own."""
     out = tmp_path_factory.mktemp("build") / "train"
-    done = run("train/train.py", *words(data=drawn, unfrozen=2, out=out))
+    done = run("train/train.py", *arguments(data=drawn, unfrozen=2, out=out))
     assert not done.stderr
     assert "left out  Cat_40.jpg: image file is truncated" in done.stdout
     assert "epoch 2/2" in done.stdout
@@ -49,13 +52,13 @@ def trained(drawn, tmp_path_factory):
     return out
 
 
-def test_the_defaults_are_the_guides():
+def test_the_defaults_are_the_guides_project():
     args = vars(train.arguments(["--out", "x"]))
     assert (args["data"], args["arch"], args["size"], args["bs"]) == ("pets", "resnet50", 299, 32)
     assert (args["frozen"], args["unfrozen"], args["valid"], args["weights"]) == (8, 3, 0.2, "imagenet")
 
 
-def test_the_result_holds_what_later_stages_read(trained):
+def test_the_result_holds_the_files_that_later_stages_read(trained):
     names = {path.name for path in trained.iterdir()}
     files = {"metrics.json", "validation.json", "split.json", "history.csv", "export.pkl"}
     assert names == files | {"models", "pictures"}
@@ -71,7 +74,7 @@ def test_history_has_a_row_per_epoch(trained):
     assert float(rows[1]["error_rate"]) == pytest.approx(read(trained, "metrics.json")["error_rate"])
 
 
-def test_metrics_say_how_it_went_and_where(trained):
+def test_metrics_hold_the_scores_and_the_versions(trained):
     metrics = read(trained, "metrics.json")
     assert metrics["task"] == "single"
     assert metrics["classes"] == ["Cat", "Dog", "Owl", "Rabbit"]
@@ -82,7 +85,7 @@ def test_metrics_say_how_it_went_and_where(trained):
     assert metrics["seconds"] > 0
 
 
-def test_validation_pictures_are_copied_unchanged_with_the_learners_answers(trained, drawn):
+def test_validation_pictures_are_copied_unchanged_with_the_learners_predictions(trained, drawn):
     answers, metrics = read(trained, "validation.json"), read(trained, "metrics.json")
     assert len(answers) == 8
     for answer in answers:
@@ -97,7 +100,7 @@ def test_validation_pictures_are_copied_unchanged_with_the_learners_answers(trai
     assert wrong / 8 == metrics["error_rate"]
 
 
-def test_the_split_says_where_every_picture_lies(trained, drawn):
+def test_the_split_lists_every_picture(trained, drawn):
     split, metrics = read(trained, "split.json"), read(trained, "metrics.json")
     assert (len(split["train"]), len(split["valid"])) == (
         metrics["train_pictures"],
@@ -111,8 +114,8 @@ def test_the_split_says_where_every_picture_lies(trained, drawn):
 
 
 def test_generated_pictures_are_kept_inside_the_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(sample.draw, "__defaults__", (24, 0))
-    assert train.main(words(data="sample", out=tmp_path / "train")) == 0
+    monkeypatch.setattr(synthetic_pets.draw, "__defaults__", (24, 0))
+    assert train.main(arguments(data="sample", out=tmp_path / "train")) == 0
     entries = [entry for part in read(tmp_path / "train", "split.json").values() for entry in part]
     assert len(entries) == 24
     for entry in entries:
@@ -120,7 +123,7 @@ def test_generated_pictures_are_kept_inside_the_result(tmp_path, monkeypatch):
         assert (tmp_path / "train" / entry["file"]).is_file()
 
 
-def test_the_exported_learner_answers_elsewhere_alone_and_upright(trained, tmp_path):
+def test_the_exported_learner_works_without_train_on_the_path_and_applies_exif(trained, tmp_path):
     im = Image.effect_noise((60, 40), 90).convert("RGB")
     im.save(tmp_path / "upright.png")
     exif = Image.Exif()
@@ -150,7 +153,7 @@ assert "pictures" not in sys.modules
 def test_the_same_arguments_give_the_same_metrics_and_replace_the_result(drawn, tmp_path, capsys):
     results = []
     for _ in range(2):
-        assert train.main(words(data=drawn, out=tmp_path / "train")) == 0
+        assert train.main(arguments(data=drawn, out=tmp_path / "train")) == 0
         metrics = read(tmp_path / "train", "metrics.json")
         results.append(
             [metrics["error_rate"], metrics["valid_loss"], read(tmp_path / "train", "validation.json")]
@@ -159,16 +162,16 @@ def test_the_same_arguments_give_the_same_metrics_and_replace_the_result(drawn, 
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
-def test_an_untrained_model_fails(drawn, tmp_path):
-    assert train.main(words(data=drawn, unfrozen=0, valid=0.9, out=tmp_path / "train")) == 0
+def test_an_untrained_model_has_a_high_error_rate(drawn, tmp_path):
+    assert train.main(arguments(data=drawn, unfrozen=0, valid=0.9, out=tmp_path / "train")) == 0
     assert read(tmp_path / "train", "metrics.json")["error_rate"] > 0.5
 
 
-def test_several_labels_a_picture(drawn, tmp_path, capsys):
+def test_several_labels_per_picture(drawn, tmp_path, capsys):
     rows = [f"{path.name},{path.name[:3]}{' furry' * (path.name[0] != 'O')}" for path in drawn.iterdir()]
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(["name,labels", *rows, "Cat_0.jpg,"]))
-    assert train.main(words(data=drawn, labels=table, out=tmp_path / "train")) == 0
+    assert train.main(arguments(data=drawn, labels=table, out=tmp_path / "train")) == 0
     metrics, answers = read(tmp_path / "train", "metrics.json"), read(tmp_path / "train", "validation.json")
     assert (metrics["task"], metrics["classes"]) == ("multi", ["Cat", "Dog", "Owl", "Rab", "furry"])
     assert 0 <= metrics["accuracy"] <= 1
@@ -179,18 +182,18 @@ def test_several_labels_a_picture(drawn, tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_folders_split_like_imagenet_stay_split(drawn, tmp_path):
+def test_folders_split_like_imagenet_keep_their_split(drawn, tmp_path):
     for i, path in enumerate(sorted(drawn.glob("*_*.*"))):
         part = tmp_path / "data" / ("valid" if i % 5 == 0 else "train") / path.name.partition("_")[0]
         part.mkdir(parents=True, exist_ok=True)
         (part / path.name).symlink_to(path)
-    assert train.main(words(data=tmp_path / "data", labels="folder", out=tmp_path / "train")) == 0
+    assert train.main(arguments(data=tmp_path / "data", labels="folder", out=tmp_path / "train")) == 0
     pictures = {answer["file"][13:] for answer in read(tmp_path / "train", "validation.json")}
     assert pictures <= {path.name for path in (tmp_path / "data" / "valid").rglob("*.*")}
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"arch": "resnet81"}, "--arch resnet81: neither torchvision nor timm has it (did you mean resnet"),
         ({"arch": "vit_b_16"}, "--arch vit_b_16 --size 32: fastai cannot use that"),
@@ -198,44 +201,44 @@ def test_folders_split_like_imagenet_stay_split(drawn, tmp_path):
         ({"labels": r"^(\d+)_"}, "gives no picture a label: for example"),
         ({"precision": "bf16"}, "--precision bf16 needs a CUDA GPU"),
         ({"valid": 0.01}, "40 pictures to train on and 0 to validate with are too few"),
-        ({"lr": 1e30}, "the loss is nan, so training ran away; give a lower --lr"),
+        ({"lr": 1e30}, "the loss is nan, so training diverged; give a lower --lr"),
     ],
 )
-def test_a_mistake_is_a_sentence_and_leaves_nothing(options, sentence, drawn, tmp_path, capsys):
-    assert train.main(words(**{"data": drawn, "out": tmp_path / "train", **options})) == 2
+def test_a_user_error_is_one_sentence_and_leaves_nothing(options, message, drawn, tmp_path, capsys):
+    assert train.main(arguments(**{"data": drawn, "out": tmp_path / "train", **options})) == 2
     error = capsys.readouterr().err
-    assert sentence in error
+    assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("flags", "sentence"),
+    ("flags", "message"),
     [
         (["--size", "0"], "--size: 0 is not between 8 and"),
         (["--bs", "many"], "invalid int value: 'many'"),
         (["--epochs", "3"], "unrecognized arguments: --epochs"),
     ],
 )
-def test_a_wrong_flag_is_named(flags, sentence, capsys):
+def test_a_wrong_flag_is_named(flags, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         train.main(["--out", "x", *flags])
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path, capsys):
+def test_a_folder_with_other_files_is_not_replaced(tmp_path, capsys):
     (tmp_path / "thesis.tex").touch()
-    assert train.main(words(out=tmp_path)) == 2
+    assert train.main(arguments(out=tmp_path)) == 2
     assert "holds something else than a training result" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_weights_that_cannot_be_downloaded_say_what_to_do(drawn, tmp_path, capsys, monkeypatch):
+def test_a_failed_download_of_weights_gives_advice(drawn, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setattr(urllib.request, "_opener", None)
-    assert train.main(words(data=drawn, weights="imagenet", out=tmp_path / "train")) == 3
+    assert train.main(arguments(data=drawn, weights="imagenet", out=tmp_path / "train")) == 3
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: no ImageNet weights for resnet18")
     assert f"resnet18-f37072fd.pth into {tmp_path}/hub/checkpoints" in error
@@ -243,7 +246,7 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(drawn, tmp_path, capsy
     assert not (tmp_path / "train").exists()
 
 
-def test_the_frozen_stage_trains_the_head_alone_and_the_other_everything(drawn, tmp_path, monkeypatch):
+def test_the_frozen_stage_trains_only_the_head_and_the_other_all_layers(drawn, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     start = torchvision.models.resnet18().state_dict()
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
@@ -251,24 +254,30 @@ def test_the_frozen_stage_trains_the_head_alone_and_the_other_everything(drawn, 
     moved = []
     for unfrozen in (0, 1):
         options = {"data": drawn, "weights": "imagenet", "frozen": 1, "unfrozen": unfrozen}
-        assert train.main(words(**options, out=tmp_path / "train")) == 0
+        assert train.main(arguments(**options, out=tmp_path / "train")) == 0
         body = torch.load(tmp_path / "train" / "models" / "resnet18.pth")["0.0.weight"]
         moved.append(float((body - start["conv1.weight"]).abs().max()))
     assert moved[0] == 0
     assert 0 < moved[1] < 1e-4
 
 
-def test_ctrl_c_leaves_the_previous_result(trained, drawn):
+def test_ctrl_c_leaves_the_previous_result(trained, drawn, capsys, monkeypatch):
     before = (trained / "metrics.json").read_bytes()
-    command = [sys.executable, "train/train.py", *words(data=drawn, unfrozen=500, out=trained)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        while not process.stdout.readline().startswith("epoch 1/500"):
-            assert process.poll() is None, process.stderr.read()
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error == f"\nstopped; {trained} is as it was\n"
+    fit = train.fit
+
+    class Interrupt(Callback):
+        def after_epoch(self):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train, "fit", lambda learn, args: (learn.add_cb(Interrupt()), fit(learn, args)))
+    # A shell that started the tests in the background has set SIGINT to be ignored.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert train.main(arguments(data=drawn, unfrozen=2, out=trained)) == 130
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    output = capsys.readouterr()
+    assert output.err == f"\nstopped; {trained} is as it was\n"
+    assert "epoch 2/2" not in output.out
     assert (trained / "metrics.json").read_bytes() == before
     assert [path.name for path in trained.parent.iterdir()] == ["train"]

@@ -1,4 +1,4 @@
-"""Tell how a training goes, and write what later stages need to know about it."""
+"""Print the progress of a training run and write the files that later stages read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastai.vision.all import DataLoaders, Learner
     from torch import Tensor
 
-SAVED_PICTURES = 64
+SAVED_PICTURES = 64  # copied beside the Learner, for the checks of the stages after this one
 
 
 def multi_label(items: list) -> bool:
@@ -32,8 +32,8 @@ def multi_label(items: list) -> bool:
     return isinstance(items[0][1], list)
 
 
-def introduce(dls: DataLoaders, left_out: list[dict], args: argparse.Namespace) -> None:
-    """Print what is about to be trained."""
+def print_plan(dls: DataLoaders, left_out: list[dict], args: argparse.Namespace) -> None:
+    """Print the pictures, the classes and the model before training starts."""
     names = ", ".join(dls.vocab[:6]) + (", ..." if len(dls.vocab) > 6 else "")
     print(f"pictures  {len(dls.train_ds)} to train on, {len(dls.valid_ds)} to validate with")
     print(f"classes   {len(dls.vocab)}: {names}")
@@ -46,8 +46,8 @@ def introduce(dls: DataLoaders, left_out: list[dict], args: argparse.Namespace) 
 
 
 @contextlib.contextmanager
-def shown(learn: Learner, epochs: int) -> Iterator[list[dict]]:
-    """Print a line per epoch and, on a terminal, a progress bar; yield the epochs' growing list of rows."""
+def progress_shown(learn: Learner, epochs: int) -> Iterator[list[dict]]:
+    """Print a line per epoch and, on a terminal, a progress bar; yield the list that gets a row per epoch."""
     from fastai.vision.all import Callback
     from rich.console import Console
     from rich.progress import Progress
@@ -74,10 +74,13 @@ def shown(learn: Learner, epochs: int) -> Iterator[list[dict]]:
 
 
 def measure(learn: Learner, args: argparse.Namespace) -> dict:
-    """Return the facts for metrics.json, measured on all validation pictures. Raises UsageError if NaN."""
+    """Return the content of metrics.json, measured on all validation pictures.
+
+    Raises UsageError if the loss is not a finite number.
+    """
     loss, score = map(float, learn.validate())
     if not math.isfinite(loss):
-        raise UsageError(f"the loss is {loss}, so training ran away; give a lower --lr")
+        raise UsageError(f"the loss is {loss}, so training diverged; give a lower --lr")
     multi = multi_label(learn.dls.train_ds.items)
     return {
         "task": "multi" if multi else "single",
@@ -93,7 +96,7 @@ def measure(learn: Learner, args: argparse.Namespace) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that export.pkl depends on."""
+    """Return the versions of Python and of the libraries that export.pkl depends on."""
     import fastai
     import PIL
     import torch
@@ -104,11 +107,12 @@ def versions() -> dict[str, str]:
 
 
 def save(learn: Learner, rows: list[dict], args: argparse.Namespace) -> None:
-    """Write everything but metrics.json into the Learner's folder."""
+    """Write all files but metrics.json into the Learner's folder."""
     import cloudpickle
 
     learn.save(args.arch, with_opt=False)
-    # export.pkl is loaded where there is no train/: `upright` has to be in it, not only its name.
+    # A pickle holds functions by name, and package/ loads export.pkl without train/ on its path: put the
+    # code of `upright` itself into the pickle.
     cloudpickle.register_pickle_by_value(pictures)
     learn.export()
     with (learn.path / "history.csv").open("w", newline="") as file:
@@ -116,61 +120,63 @@ def save(learn: Learner, rows: list[dict], args: argparse.Namespace) -> None:
         table.writeheader()
         table.writerows(rows)
     (learn.path / "pictures").mkdir()
-    items = spread(list(learn.dls.valid_ds.items), SAVED_PICTURES, args.seed)
-    write(learn.path / "validation.json", answers(learn, items))
-    write(learn.path / "split.json", split(learn))
+    items = stratified_sample(list(learn.dls.valid_ds.items), SAVED_PICTURES, args.seed)
+    write_json(learn.path / "validation.json", predictions(learn, items))
+    write_json(learn.path / "split.json", split(learn))
 
 
 def split(learn: Learner) -> dict[str, list[dict]]:
-    """Say which pictures were trained on and which were kept to validate with."""
+    """Return the content of split.json: the training pictures and the validation pictures."""
     parts = {"train": learn.dls.train_ds, "valid": learn.dls.valid_ds}
-    return {part: [place(path, label, learn.path) for path, label in ds.items] for part, ds in parts.items()}
+    return {part: [entry(path, label, learn.path) for path, label in ds.items] for part, ds in parts.items()}
 
 
-def place(path: Path, label: str | list[str], out: Path) -> dict:
-    """Say where a picture lies, relative to `out` if in it (`out` is renamed at the end), and its labels."""
+def entry(path: Path, label: str | list[str], out: Path) -> dict:
+    """Return a picture's path and labels; the path is relative to `out`, which is renamed later, if in it."""
     path = path.absolute()
     inside = path.is_relative_to(out)
     file = path.relative_to(out).as_posix() if inside else str(path)
     return {"file": file, "labels": label if isinstance(label, list) else [label]}
 
 
-def write(file: Path, facts: dict | list) -> None:
-    """Write `facts` as JSON."""
-    file.write_text(json.dumps(facts, indent=1) + "\n")
+def write_json(file: Path, content: dict | list) -> None:
+    """Write `content` as JSON."""
+    file.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def spread(items: list, count: int, seed: int) -> list:
-    """Return up to `count` of the (path, label) pairs at random, every label having its turn."""
-    turns: Counter = Counter()
-    drawn = []
+def stratified_sample(items: list, count: int, seed: int) -> list:
+    """Return up to `count` of the (path, label) pairs at random, as evenly over the labels as they allow."""
+    counts: Counter = Counter()
+    ranked = []  # the first picture of every label, then the second of every label, ...
     for path, label in random.Random(seed).sample(items, len(items)):  # noqa: S311
-        turns[str(label)] += 1
-        drawn.append((turns[str(label)], path, label))
-    return [(path, label) for _, path, label in sorted(drawn, key=itemgetter(0))[:count]]
+        counts[str(label)] += 1
+        ranked.append((counts[str(label)], path, label))
+    return [(path, label) for _, path, label in sorted(ranked, key=itemgetter(0))[:count]]
 
 
-def answers(learn: Learner, items: list) -> list[dict]:
-    """Copy pictures beside the Learner; return their files, labels and what the Learner says of them."""
+def predictions(learn: Learner, items: list) -> list[dict]:
+    """Copy pictures beside the Learner; return their files, labels and the Learner's predictions."""
     dl = learn.dls.test_dl([path for path, _ in items], num_workers=0)
     probs, _, decoded = learn.get_preds(dl=dl, with_decoded=True)
-    vocab, multi, said = learn.dls.vocab, multi_label(items), []
+    vocab, multi, entries = learn.dls.vocab, multi_label(items), []
     for i, (path, label) in enumerate(items):
         file = f"pictures/{i:03d}_{path.name}"
         shutil.copyfile(path, learn.path / file)
         predicted = [vocab[c] for c in decoded[i].nonzero()[:, 0]] if multi else [vocab[decoded[i]]]
-        answer = {
+        prediction = {
             "predicted": predicted,
             "confidence": float(probs[i].max()),
             "margin": margin(learn, probs[i]),
         }
-        said.append(place(learn.path / file, label, learn.path) | answer)
-    return said
+        entries.append(entry(learn.path / file, label, learn.path) | prediction)
+    return entries
 
 
 def margin(learn: Learner, probs: Tensor) -> float:
-    """How far the answer is from another, 0 to 1: the best class from the second, or twice the least
-    distance of a label from the threshold.
+    """Return how far the answer is from another one, 0 to 1.
+
+    With one label, the probability of the best class minus that of the second; with several, twice the
+    smallest distance of a probability from the threshold. `margins` in package/precision.py is the same.
     """
     if multi_label(learn.dls.train_ds.items):
         return 2 * float((probs - getattr(learn.loss_func, "thresh", 0.5)).abs().min())
@@ -178,8 +184,8 @@ def margin(learn: Learner, probs: Tensor) -> float:
     return float(best - second)
 
 
-def conclude(metrics: dict, args: argparse.Namespace) -> None:
-    """Print how it went and what comes next."""
+def print_result(metrics: dict, args: argparse.Namespace) -> None:
+    """Print the score, where the result is and the next command."""
     multi = metrics["task"] == "multi"
     score = f"accuracy {metrics['accuracy']:.1%}" if multi else f"error rate {metrics['error_rate']:.1%}"
     print(

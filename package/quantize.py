@@ -1,6 +1,6 @@
-"""Other graphs out of model.onnx, for arithmetic quicker than fp32's: int8 on CPUs, fp16 on GPUs.
+"""Derive graphs for faster arithmetic from model.onnx: int8 for CPUs, fp16 for GPUs.
 
-Each stands beside model.onnx and takes and gives the same: uint8 pixels in, float32 probabilities out.
+Each is written beside model.onnx and has its input and output: uint8 pixels in, float32 probabilities out.
 """
 
 import hashlib
@@ -26,14 +26,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def to_int8(folder: Path, pictures: Iterable[np.ndarray]) -> None:
-    """Write model.int8.onnx, its ranges measured on `pictures`, each uint8 (height, width, 3).
-
-    Unsigned activations and signed weights, because that is the pair that x86 chips multiply quickly.
-    """
+    """Write model.int8.onnx, calibrated on `pictures`, each uint8 (height, width, 3)."""
     from onnxruntime.quantization import QuantType, quantize_static
 
     feeds = iter({"pictures": picture[None]} for picture in pictures)
     reader = SimpleNamespace(get_next=lambda: next(feeds, None))
+    # The VNNI instructions of x86 multiply unsigned activations by signed weights.
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
     with quiet():
         quantize_static(folder / "model.onnx", folder / "model.int8.onnx", reader, **types)
@@ -49,11 +47,11 @@ def to_fp16(folder: Path) -> None:
     onnx.save(model, folder / "model.fp16.onnx")
 
 
-def rounding(file: Path) -> "onnx.ModelProto":
-    """The graph in fp16 as a CPU needs it to compute what a GPU does.
+def emulate_fp16(file: Path) -> "onnx.ModelProto":
+    """The fp16 graph, changed so that ONNX Runtime computes on a CPU what it computes on a GPU.
 
-    For CPUs ONNX Runtime has most operators in fp32 only. Between them it rounds, or overflows, where others
-    stand in a row that it has in fp16: so two Identity follow every node.
+    Its CPU provider has most operators in fp32 only, and keeps fp32 between those. Only where consecutive
+    operators exist in fp16 it rounds, or overflows, as a GPU does: so two Identity nodes follow every node.
     """
     import onnx
 
@@ -65,14 +63,14 @@ def rounding(file: Path) -> "onnx.ModelProto":
         node.output[:] = [f"{name}/1" for name in names]
         model.graph.node.append(node)
         for name in names:
-            for one, other in ((f"{name}/1", f"{name}/2"), (f"{name}/2", name)):
-                model.graph.node.append(onnx.helper.make_node("Identity", [one], [other]))
+            for source, target in ((f"{name}/1", f"{name}/2"), (f"{name}/2", name)):
+                model.graph.node.append(onnx.helper.make_node("Identity", [source], [target]))
     return model
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' advice, on which no user can act."""
+    """Hide the libraries' warnings, on which no user can act."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

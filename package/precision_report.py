@@ -1,4 +1,4 @@
-"""What package/precision.py found, for people."""
+"""Print what package/precision.py tried and chose."""
 
 import os
 import sys
@@ -10,8 +10,8 @@ from rich.text import Text
 
 NAMES = {
     "large": "12-megapixel photographs",
-    "draft": "  decoded small by the server",
-    "shrink": "  sent small by the client",
+    "draft": "  decoded at reduced size",
+    "shrink": "  scaled down by the client",
 }
 # SageMaker's hosting instances (botocore's ProductionVariantInstanceType), by the processors that AWS names
 # on aws.amazon.com/ec2/instance-types: Sapphire Rapids has AMX; Ice Lake has VNNI, but no bf16; c5, m5 and r5
@@ -23,28 +23,42 @@ INSTANCES = {
 
 
 def show(spec: dict, ms: dict[str, float]) -> None:
-    """Print the candidates as a table, what was chosen, and which instances have what it takes."""
+    """Print the candidates as a table, what was chosen, and which instance types support it.
+
+    `spec` is model.json's content, `ms` the milliseconds that precision.choose returned.
+    """
     record = spec["precision"]
     # Without a terminal rich assumes 80 columns, too few for the log of a build.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
     console = Console(highlight=False, width=width)
     if "candidates" in record:
         console.print(tabulate(record, ms))
+    for line in summarise(record):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def summarise(record: dict) -> list[str]:
+    """The lines below the table: what the candidates were tried on, and what was chosen."""
     lines = []
     if "pictures" in record:
         lines.append(
-            f"tried on {record['pictures']} validation pictures, of which fp32 is sure of {record['sure']}; "
-            "the times are for one picture on this machine"
+            f"tried on {record['pictures']} validation pictures, {record['confident']} of them with a clear "
+            "fp32 answer; the times are for one picture on this machine"
         )
-    draft = "; large JPEGs are decoded small" if record["draft"] else ""
+    if "shrink" in record:
+        lines.append(
+            f"the 12-megapixel photographs are {record['shrink']['pictures']} of these pictures, enlarged"
+        )
+    draft = "; large JPEGs are decoded at reduced size" if record["draft"] else ""
     first, *others = record["use"]
-    choice = f"the first of {', '.join(record['use'])} that the chip can do" if others else first
-    lines.append(f"precision {record['asked']}: {choice}{draft}")
+    choice = f"the first of {', '.join(record['use'])} that the processor supports" if others else first
+    lines.append(f"precision {record['requested']}: {choice}{draft}")
     lines += [
-        f"{mode} is on {INSTANCES[mode]}, by their processors" for mode in record["use"] if mode in INSTANCES
+        f"{mode} is supported by {INSTANCES[mode]}, judging by their processors"
+        for mode in record["use"]
+        if mode in INSTANCES
     ]
-    for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+    return lines
 
 
 def tabulate(record: dict, ms: dict[str, float]) -> Table:
@@ -56,7 +70,7 @@ def tabulate(record: dict, ms: dict[str, float]) -> Table:
     table.add_column("verdict")
     rows = record["candidates"] | ({"shrink": record["shrink"]} if "shrink" in record else {})
     for name, facts in rows.items():
-        # A GPU's graph ran on this CPU, and the client's work is not the endpoint's.
+        # No time where it would mislead: the GPU's graph ran on this CPU; scaling down is the client's work.
         time = f"{ms[name]:.1f}" if name in ms and name not in ("cuda-fp16", "shrink") else ""
         if name == "draft":
             table.add_row(NAMES["large"], "", "", f"{ms['large']:.1f}")
@@ -69,7 +83,7 @@ def tabulate(record: dict, ms: dict[str, float]) -> Table:
 
 
 def verdict(facts: dict) -> Text:
-    """What the gate said, in words."""
+    """The gate's decision as text; fp32, which has no gate, is the reference."""
     if "passed" not in facts:
-        return Text("what the others are held to", "dim")
+        return Text("reference", "dim")
     return Text("passed", "green") if facts["passed"] else Text(facts["reason"], "yellow")

@@ -1,16 +1,16 @@
-"""Photographs as phones send them, made out of the pictures at hand: to try what is done to large ones."""
+"""Photographs of 12 megapixels out of smaller pictures, to test how large ones are decoded and sent."""
 
 import io
 from types import ModuleType
 
 from PIL import Image, ImageOps
 
-SIDE = 4000  # pixels, of a photograph with 12 megapixels
-SHRINK = 1280  # pixels, the default of client/predictor.py
+SIDE = 4000  # pixels; the long side of a photograph of 12 megapixels
+SHRINK = 1280  # pixels; the default of client/predictor.py
 
 
 def enlarge(inference: ModuleType, data: bytes) -> bytes:
-    """The picture as a JPEG of 12 megapixels, or itself if it is one that large."""
+    """The picture as a JPEG of 12 megapixels, or unchanged if it is a JPEG of that size already."""
     picture = inference.open_picture(data)
     if picture.format == "JPEG" and max(picture.size) >= SIDE:
         return data
@@ -20,20 +20,23 @@ def enlarge(inference: ModuleType, data: bytes) -> bytes:
 
 
 def shrink(data: bytes) -> bytes:
-    """The JPEG as client/predictor.py sends it."""
-    picture = Image.open(io.BytesIO(data))
-    picture.draft(None, sent(picture.size))
-    upright = ImageOps.exif_transpose(picture).convert("RGB")
-    return to_jpeg(upright.resize(sent(upright.size)), quality=90)
+    """The JPEG as client/predictor.py sends it by default."""
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.draft(None, shrunk_size(picture.size))
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+    return to_jpeg(upright.resize(shrunk_size(upright.size)), quality=90)
 
 
-def sent(size: tuple[int, int]) -> tuple[int, int]:
-    """The size to which the client shrinks a picture: no side counts more than double the other."""
+def shrunk_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The (width, height) that the client scales a picture to.
+
+    A long side counts as at most twice the short one, so that a panorama keeps enough pixels across.
+    """
     return scaled(size, min(1, SHRINK / min(max(size), 2 * min(size))))
 
 
 def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """`size` in pixels, times `scale`."""
+    """(width, height) in pixels, times `scale`."""
     width, height = (max(1, round(scale * length)) for length in size)
     return width, height
 

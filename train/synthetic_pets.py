@@ -1,9 +1,9 @@
-"""Draw labelled cartoon pets, so that the whole road can be tried with nothing to download.
+"""Draw labelled cartoon pets, so that all commands can be tried without a download.
 
-    python train/sample.py --out build/pictures --count 400 --seed 0
+    python train/synthetic_pets.py --out build/pictures --count 400 --seed 0
 
-The pictures are called Cat_0.jpg, Dog_1.png ... as in fastai's pets, and are as awkward as real ones: every
-size, shape and colour mode, phones' EXIF orientations, names that lie about the format, one file cut short.
+The pictures are called Cat_0.jpg, Dog_1.png ... as in fastai's pets, and have the defects of real ones: all
+sizes, shapes and colour modes, EXIF orientations, suffixes that differ from the format, one truncated file.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 INK = (38, 32, 40)
 WHITE = (252, 250, 246)
-# What to do to an upright picture so that a viewer who obeys EXIF orientation 2 ... 8 sees it upright again.
+# How an upright picture is stored under EXIF orientation 2 ... 8; a viewer that applies EXIF undoes it.
 STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,7 +40,7 @@ FILES = [
 
 @dataclass
 class Pen:
-    """Draws in the pet's own coordinates (its head is about 1 in radius, y points down) onto a picture."""
+    """Draw in the pet's own coordinates (its head has a radius of about 1, y points down)."""
 
     draw: ImageDraw.ImageDraw
     x: float
@@ -48,27 +48,27 @@ class Pen:
     scale: float
     tilt: float
 
-    def place(self, points: list) -> list:
+    def to_pixels(self, points: list) -> list:
         """Return `points` in pixels of the picture."""
         cos, sin = math.cos(self.tilt) * self.scale, math.sin(self.tilt) * self.scale
         return [(self.x + u * cos - v * sin, self.y + u * sin + v * cos) for u, v in points]
 
     def shape(self, points: list, fill: tuple, outline: tuple | None = INK) -> None:
-        """Fill a polygon and, unless `outline` is None, ink its edge."""
-        placed = self.place(points)
-        self.draw.polygon(placed, fill)
+        """Fill a polygon and, unless `outline` is None, draw its edge."""
+        corners = self.to_pixels(points)
+        self.draw.polygon(corners, fill)
         if outline:
-            self.draw.line([*placed, *placed[:2]], outline, round(self.scale * 0.06), joint="curve")
+            self.draw.line([*corners, *corners[:2]], outline, round(self.scale * 0.06), joint="curve")
 
     def oval(self, u: float, v: float, ru: float, rv: float, fill: tuple, tilt=0.0, outline=INK) -> None:
-        """Fill an ellipse round (u, v) with the radii `ru` and `rv`, turned by `tilt` radians."""
+        """Fill an ellipse round (u, v) with the radii `ru` and `rv`, rotated by `tilt` radians."""
         turned = Pen(self.draw, u, v, 1, tilt)
         steps = [2 * math.pi * i / 48 for i in range(48)]
-        self.shape(turned.place([(ru * math.cos(a), rv * math.sin(a)) for a in steps]), fill, outline)
+        self.shape(turned.to_pixels([(ru * math.cos(a), rv * math.sin(a)) for a in steps]), fill, outline)
 
     def line(self, points: list, width: float = 0.06) -> None:
-        """Ink an open line of `width`."""
-        self.draw.line(self.place(points), INK, max(1, round(self.scale * width)), joint="curve")
+        """Draw an open line of `width`."""
+        self.draw.line(self.to_pixels(points), INK, max(1, round(self.scale * width)), joint="curve")
 
 
 def shade(rgb: tuple, amount: float) -> tuple:
@@ -165,7 +165,7 @@ PETS = {"Cat": cat, "Dog": dog, "Owl": owl, "Rabbit": rabbit}
 
 
 def scenery(draw: ImageDraw.ImageDraw, width: int, height: int, rng: random.Random) -> None:
-    """Paint a striped, spotted or plain wall and strew a few things over it."""
+    """Draw a striped, spotted or plain background with a few shapes on it."""
     wall = colour(rng, (0.55, 0.85))
     draw.rectangle((0, 0, width, height), wall)
     other, step = shade(wall, rng.choice((-0.15, 0.25))), rng.randint(width // 10, width // 5)
@@ -188,7 +188,7 @@ def scenery(draw: ImageDraw.ImageDraw, width: int, height: int, rng: random.Rand
 def picture(kind: str, rng: random.Random) -> Image.Image:
     """Draw one `kind` of PETS: an RGB picture 120 to 400 pixels wide and high."""
     width, height = rng.randint(120, 400), rng.randint(120, 400)
-    # Drawn larger and scaled down, because ImageDraw does not smooth its edges.
+    # Drawn at double size and scaled down, because ImageDraw has no antialiasing.
     im = Image.new("RGB", (2 * width, 2 * height))
     draw = ImageDraw.Draw(im)
     scenery(draw, *im.size, rng)
@@ -200,7 +200,7 @@ def picture(kind: str, rng: random.Random) -> Image.Image:
 
 
 def encode(im: Image.Image, form: str, mode: str, orientation: int) -> bytes:
-    """Return the RGB picture as a file's bytes, stored turned as `orientation` (1 to 8) says."""
+    """Return the RGB picture as a file's bytes, stored under the EXIF `orientation` (1 to 8)."""
     exif = Image.Exif()
     if orientation != 1:
         im = im.transpose(STORED[orientation])
@@ -213,7 +213,7 @@ def encode(im: Image.Image, form: str, mode: str, orientation: int) -> bytes:
 
 
 def draw(folder: Path, count: int = 400, seed: int = 0) -> Path:
-    """Write `count` pictures, the same for the same `seed`, and one broken file into `folder`; return it."""
+    """Write `count` pictures, the same for the same `seed`, and one truncated file; return `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)  # noqa: S311
@@ -226,8 +226,8 @@ def draw(folder: Path, count: int = 400, seed: int = 0) -> Path:
         kind = kinds[i % len(kinds)]
         data = encode(picture(kind, rng), form, mode, orientation)
         (folder / f"{kind}_{i}{suffix}").write_bytes(data)
-    cut_short = encode(picture("Cat", rng), "JPEG", "RGB", 1)
-    (folder / f"Cat_{count}.jpg").write_bytes(cut_short[: len(cut_short) // 2])
+    whole = encode(picture("Cat", rng), "JPEG", "RGB", 1)
+    (folder / f"Cat_{count}.jpg").write_bytes(whole[: len(whole) // 2])
     return folder
 
 
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same pictures (default: %(default)s)")
     args = parser.parse_args(argv)
     draw(args.out, args.count, args.seed)
-    print(f"{args.count} pictures and one broken file are in {args.out}")
+    print(f"wrote {args.count} pictures and one broken file to {args.out}")
     return 0
 
 
