@@ -206,7 +206,7 @@ def try_large(inference: ModuleType, spec: dict, run: Callable, entries: list[di
     record, steps = spec["precision"], spec["input"]["steps"]
 
     def answer(body: bytes, draft: bool = False) -> np.ndarray:
-        return run([inference.to_pixels(inference.open_picture(body), steps, draft)])[0]
+        return run([inference.to_pixels(inference.open_picture(body), steps, draft=draft)])[0]
 
     ways = {
         "large": answer,
