@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from starlette.applications import Starlette
@@ -40,6 +41,9 @@ from inference import (
     refuse,
     warm_up,
 )
+
+if TYPE_CHECKING:
+    import uvicorn
 
 # In the archive this file is code/server.py, and the folder above is the model.
 MODEL_DIR = Path(os.environ.get("SM_MODEL_DIR", Path(__file__).resolve().parents[1]))
@@ -162,13 +166,13 @@ def main(argv: list[str] | None = None) -> int:
     return_large_blocks()
     try:
         listener = bind(args.host, args.port)
-    except (OSError, OverflowError) as error:  # the latter: over 65,535
-        log.error("cannot listen on %s port %s: %s", args.host, args.port, getattr(error, "strerror", error))
+    except OSError as error:
+        log.error("cannot listen on %s port %s: %s", args.host, args.port, error.strerror or error)
         return 1
     app = application()
     loading = ThreadPoolExecutor(1).submit(load, args.model)
     try:
-        serve(app, listener, loading)
+        http_server(app, loading).run(sockets=[listener])
     except KeyboardInterrupt:
         return 0
     return 0 if app.state.model else 1
@@ -197,7 +201,9 @@ def return_large_blocks() -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; its address is the log's first line. Raises OSError or OverflowError."""
+    """A listening socket; its address is the log's first line. Raises OSError."""
+    if not 0 <= port <= 65_535:
+        raise OSError("a port is a number from 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=2048)
     log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, listener.getsockname()[1])
@@ -213,12 +219,12 @@ def load(model_dir: Path) -> Model:
     return model
 
 
-def serve(app: Starlette, listener: socket.socket, loading: Future) -> None:
-    """Answer requests until a signal comes, or until loading the model fails."""
+def http_server(app: Starlette, loading: Future) -> "uvicorn.Server":
+    """The server of `app`, which stops on a signal, or if loading the model fails."""
     import uvicorn  # here, because the model loads in the meantime
 
     class Server(uvicorn.Server):
-        """Stops CLOSING_SECONDS after the signal if connections are open, and until then closes them."""
+        """Serves for CLOSING_SECONDS after a signal, to close open connections with their next answer."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             app.state.draining = True
@@ -243,7 +249,7 @@ def serve(app: Starlette, listener: socket.socket, loading: Future) -> None:
             server.should_exit = True
 
     loading.add_done_callback(loaded)
-    server.run(sockets=[listener])
+    return server
 
 
 if __name__ == "__main__":
