@@ -1,14 +1,16 @@
-"""Show an endpoint pictures, and see what it answers.
+"""Send pictures to an endpoint and show its answers.
 
     python client/cli.py cat.jpg photos/ 'more/*.png' https://example.org/dog.jpg --url http://127.0.0.1:8080
     python client/cli.py photos/ --endpoint pets --json
     python client/cli.py --url http://127.0.0.1:8080 --expect build/local/train/validation.json
 
-Exit codes: 0 every picture was answered (and as `--expect` says) · 1 not so · 2 usage · 3 no endpoint to ask
+Exit codes: 0 every picture was answered (and `--expect` passed) · 1 negative result · 2 usage · 3 external
+failure (no endpoint, network, AWS)
 """
 
 import argparse
 import glob
+import io
 import json
 import math
 import os
@@ -23,18 +25,19 @@ from urllib.parse import urlsplit
 from predictor import KINDS, SHRINK, ImagePredictor, PredictionError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-NO_ENDPOINT = ("unreachable", "timeout", "aws", "not_loaded", "busy", "unexpected")  # not the pictures' fault
-SURE = 0.2  # margin of training's best class: below it, rounding may choose another
-AGREE = 0.99  # of the answers that training was sure of
+# Error codes that say nothing about the pictures: if all have one, there is no endpoint.
+NO_ENDPOINT = ("unreachable", "timeout", "aws", "not_loaded", "busy", "unexpected")
+CONFIDENT_MARGIN = 0.2  # of training's best class over the second: below it, rounding may swap the two
+MIN_AGREEMENT = 0.99  # of the answers with at least that margin
 
-NEITHER = (
-    "no endpoint to ask: give --endpoint NAME for one on SageMaker, or start one on this machine with "
-    "`invoke local` and give --url http://127.0.0.1:8080"
+NO_ENDPOINT_GIVEN = (
+    "no endpoint given: pass --endpoint NAME for one on SageMaker, or start one on this machine with "
+    "`invoke local` and pass --url http://127.0.0.1:8080"
 )
 
 
-class Stop(Exception):
-    """The end, with an exit code and one sentence for the user."""
+class CommandError(Exception):
+    """Ends the command with an exit code and one sentence for the user."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -42,78 +45,78 @@ class Stop(Exception):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Ask, show, and judge; returns the exit code."""
-    # Names of files can hold what a terminal or a log cannot.
-    sys.stdout.reconfigure(errors="replace")
-    sys.stderr.reconfigure(errors="replace")
+    """Send the pictures, show the answers and judge them; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # file names may have characters that their encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return run(parse(argv))
-    except Stop as stop:
-        print(f"error: {stop}", file=sys.stderr)
-        return stop.code
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
     except KeyboardInterrupt:
-        print("stopped; waiting for what is under way", file=sys.stderr)
+        print("stopped; waiting for the requests in flight", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read the output, such as `head`, has enough; Python would try to flush once more.
+        # The reader, such as `head`, closed the pipe; Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="file, folder, quoted glob or address")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--endpoint", metavar="NAME", help="an endpoint on SageMaker")
-    where.add_argument("--url", help="a plain server, such as http://127.0.0.1:8080")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--endpoint", metavar="NAME", help="an endpoint on SageMaker")
+    target.add_argument("--url", help="a plain server, such as http://127.0.0.1:8080")
     parser.add_argument(
-        "--kind", choices=KINDS, help="of the endpoint on SageMaker; without it, AWS is asked"
+        "--kind", choices=KINDS, help="of the endpoint on SageMaker (default: as AWS describes it)"
     )
     parser.add_argument(
         "--top-k", type=positive, default=5, metavar="N", help="classes per picture (%(default)s)"
     )
     parser.add_argument(
-        "--concurrency", type=positive, default=4, metavar="N", help="at a time (%(default)s)"
+        "--concurrency", type=positive, default=4, metavar="N", help="requests at the same time (%(default)s)"
     )
     parser.add_argument(
         "--shrink",
-        type=partial(positive, least=0),
+        type=partial(positive, minimum=0),
         default=SHRINK,
         metavar="PIXELS",
-        help="scale larger pictures down to this before sending; 0, and --expect, send them as they are "
+        help="scale larger pictures down to this before sending; 0, and --expect, send them unscaled "
         "(%(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    parser.add_argument("--no-thumbnails", action="store_true", help="a line per picture")
+    parser.add_argument("--json", action="store_true", help="print only JSON")
+    parser.add_argument("--no-thumbnails", action="store_true", help="one line per picture")
     parser.add_argument(
         "--expect", type=Path, metavar="FILE", help="train's validation.json, to compare with"
     )
     return parser.parse_args(argv)
 
 
-def positive(text: str, least: int = 1) -> int:
-    """A whole number from `least`."""
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+def positive(text: str, minimum: int = 1) -> int:
+    """Parse a whole number from `minimum`."""
+    if not text.isdecimal() or int(text) < minimum:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {minimum}")
     return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """What the command line says, in order. Raises Stop."""
+    """Run the command; returns the exit code. Raises CommandError."""
     if not args.endpoint and not args.url:
-        raise Stop(2, NEITHER)
+        raise CommandError(2, NO_ENDPOINT_GIVEN)
     expected = read_expected(args.expect) if args.expect else {}
     pictures = find_pictures(args.pictures or list(expected))
     predictor = connect(args)
 
     started = time.perf_counter()
-    rows = ask_all(predictor, pictures, args.top_k, args.concurrency)
+    rows = predict_all(predictor, pictures, args.top_k, args.concurrency)
     seconds = time.perf_counter() - started
     if all(row.get("error") in NO_ENDPOINT for row in rows):
-        raise Stop(3, rows[0]["message"])
+        raise CommandError(3, rows[0]["message"])
 
-    summary = {"asked": predictor.where, **summarise(rows, seconds)}
+    summary = {"endpoint": predictor.description, **summarise(rows, seconds)}
     if args.expect:
         summary["verdict"] = judge(rows, expected, args.expect)
     if args.json:
@@ -126,66 +129,66 @@ def run(args: argparse.Namespace) -> int:
 
 
 def connect(args: argparse.Namespace) -> ImagePredictor:
-    """The predictor that the command line names. Raises Stop."""
-    shrink = 0 if args.expect else args.shrink  # training saw the pictures as they are
+    """The predictor for the endpoint on the command line. Raises CommandError."""
+    shrink = 0 if args.expect else args.shrink  # training used unscaled images
     try:
         return ImagePredictor(args.endpoint, url=args.url, kind=args.kind, shrink=shrink, on_wait=once())
     except ValueError as error:
-        raise Stop(2, str(error)) from error
+        raise CommandError(2, str(error)) from error
     except PredictionError as error:
-        raise Stop(3, str(error)) from error
+        raise CommandError(3, str(error)) from error
 
 
 def once() -> Callable[[str], None]:
-    """Says each sentence once, however many requests wait for the same thing."""
-    said = set()
+    """A function that prints each sentence once, however many requests wait for the same thing."""
+    printed = set()
 
-    def say(sentence: str) -> None:
-        if sentence not in said:
-            said.add(sentence)
+    def print_once(sentence: str) -> None:
+        if sentence not in printed:
+            printed.add(sentence)
             print(sentence, file=sys.stderr)
 
-    return say
+    return print_once
 
 
 def read_expected(file: Path) -> dict[str, dict]:
-    """What training said of each picture in validation.json, by the picture's path. Raises Stop."""
+    """Training's predictions in validation.json, by the picture's path. Raises CommandError."""
     try:
         return {
             str(file.parent / entry["file"]): {
                 "labels": list(entry["labels"]),
                 "predicted": list(entry["predicted"]),
                 "confidence": float(entry["confidence"]),
-                "sure": float(entry.get("margin", 1)) >= SURE,
+                "sure": float(entry.get("margin", 1)) >= CONFIDENT_MARGIN,
             }
             for entry in json.loads(file.read_bytes())
         }
     except OSError as error:
-        raise Stop(2, f"cannot read {file}: {error.strerror}") from error
+        raise CommandError(2, f"cannot read {file}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise Stop(2, f"{file} is not a validation.json that training wrote") from error
+        raise CommandError(2, f"{file} is not a validation.json that training wrote") from error
 
 
-def find_pictures(words: list[str]) -> list[str]:
-    """Files, folders, globs and addresses as single pictures, each once. Raises Stop."""
-    pictures = list(dict.fromkeys(picture for word in words for picture in expand(word)))
+def find_pictures(arguments: list[str]) -> list[str]:
+    """Expand files, folders, globs and addresses into pictures, each once. Raises CommandError."""
+    pictures = list(dict.fromkeys(picture for argument in arguments for picture in expand(argument)))
     if not pictures:
-        raise Stop(2, "no picture to ask about: give files, folders or addresses, or --expect FILE")
+        raise CommandError(2, "no pictures given: pass files, folders or addresses, or --expect FILE")
     return pictures
 
 
-def expand(word: str) -> list[str]:
-    """The pictures that one word of the command line stands for. Raises Stop if there is none."""
-    path = Path(word)
-    if urlsplit(word).scheme in ("http", "https") or path.is_file():
-        return [word]
+def expand(argument: str) -> list[str]:
+    """The pictures that one argument of the command line names. Raises CommandError if there is none."""
+    path = Path(argument)
+    if urlsplit(argument).scheme in ("http", "https") or path.is_file():
+        return [argument]
     if path.is_dir():
-        found, what = in_folder(path), "picture in"
+        pictures, kind = in_folder(path), "picture in"
     else:
-        found, what = sorted(filter(os.path.isfile, glob.glob(word, recursive=True))), "file"
-    if not found:
-        raise Stop(2, f"there is no {what} {word}")
-    return found
+        pictures, kind = sorted(filter(os.path.isfile, glob.glob(argument, recursive=True))), "file"
+    if not pictures:
+        raise CommandError(2, f"there is no {kind} {argument}")
+    return pictures
 
 
 def in_folder(folder: Path) -> list[str]:
@@ -194,20 +197,22 @@ def in_folder(folder: Path) -> list[str]:
     return [str(f) for f in sorted(files) if not any(p.startswith(".") for p in f.relative_to(folder).parts)]
 
 
-def ask_all(predictor: ImagePredictor, pictures: list[str], top_k: int, concurrency: int) -> list[dict]:
-    """Ask about every picture; fewer rows than pictures if there turns out to be no endpoint."""
+def predict_all(predictor: ImagePredictor, pictures: list[str], top_k: int, concurrency: int) -> list[dict]:
+    """Send every picture; fewer rows than pictures if there turns out to be no endpoint."""
     from rich.console import Console
     from rich.progress import track
 
     rows: list[dict] = []
     console = Console(stderr=True)
     count = f"{len(pictures)} picture{'s' * (len(pictures) > 1)}"
-    print(f"asking about {count}: {predictor.where}", file=sys.stderr)
+    print(f"sending {count} to {predictor.description}", file=sys.stderr)
     quiet = not console.is_terminal
     pool = ThreadPoolExecutor(concurrency)
-    answers = pool.map(partial(ask, predictor, top_k), pictures)
+    answers = pool.map(partial(predict, predictor, top_k), pictures)
     try:
-        for row in track(answers, "asking", len(pictures), console=console, transient=True, disable=quiet):
+        for row in track(
+            answers, "predicting", len(pictures), console=console, transient=True, disable=quiet
+        ):
             rows.append(row)
             if len(rows) == concurrency and all(row.get("error") in NO_ENDPOINT for row in rows):
                 break
@@ -217,8 +222,8 @@ def ask_all(predictor: ImagePredictor, pictures: list[str], top_k: int, concurre
     return rows
 
 
-def ask(predictor: ImagePredictor, top_k: int, picture: str) -> dict:
-    """One row: the file, the milliseconds, and the answer or the error."""
+def predict(predictor: ImagePredictor, top_k: int, picture: str) -> dict:
+    """Send one picture: its file, the milliseconds, and the answer or the error."""
     started = time.perf_counter()
     try:
         answer = predictor.predict(picture, top_k)
@@ -228,7 +233,7 @@ def ask(predictor: ImagePredictor, top_k: int, picture: str) -> dict:
 
 
 def summarise(rows: list[dict], seconds: float) -> dict:
-    """Counts, latencies in milliseconds (nearest rank, of the answered pictures), pictures per second."""
+    """Counts, latencies of the answered pictures in milliseconds, pictures per second."""
     latencies = sorted(row["latency_ms"] for row in rows if "error" not in row)
     return {
         "pictures": len(rows),
@@ -240,38 +245,39 @@ def summarise(rows: list[dict], seconds: float) -> dict:
 
 
 def percentile(ordered: list[float], percent: int) -> float | None:
-    """By nearest rank; None of nothing."""
+    """The nearest-rank percentile of sorted values (p99 of 1..100 is 99); None without values."""
     return ordered[math.ceil(len(ordered) * percent / 100) - 1] if ordered else None
 
 
 def judge(rows: list[dict], expected: dict[str, dict], source: Path) -> dict:
-    """Do the answers agree with training? Adds `training` to the rows that it knows, by file name.
+    """Compare the answers with training's; adds `training` to the rows that it has, by file name.
 
-    Of the answers that training was sure of (of all, if of none) AGREE must agree, and none may be missing.
+    Of the answers where training was sure (of all, if it never was) MIN_AGREEMENT must agree, and none may be
+    missing. Raises CommandError if no picture is in `expected`.
     """
-    known = {PurePath(file).name: entry for file, entry in expected.items()}
-    compared = [row for row in rows if PurePath(row["file"]).name in known]
+    by_name = {PurePath(file).name: entry for file, entry in expected.items()}
+    compared = [row for row in rows if PurePath(row["file"]).name in by_name]
     if not compared:
-        raise Stop(2, f"none of these pictures is in {source}")
+        raise CommandError(2, f"none of these pictures is in {source}")
     for row in compared:
-        row["training"] = compare(row, known[PurePath(row["file"]).name])
+        row["training"] = compare(row, by_name[PurePath(row["file"]).name])
     answered = [row["training"] for row in compared if "error" not in row]
-    sure = [said for said in answered if said["sure"]] or answered
-    enough = sum(said["agrees"] for said in sure) >= AGREE * len(sure)
-    agree, right = (sum(said[key] for said in answered) for key in ("agrees", "right"))
+    sure = [result for result in answered if result["sure"]] or answered
+    enough = sum(result["agrees"] for result in sure) >= MIN_AGREEMENT * len(sure)
+    agree, right = (sum(result[key] for result in answered) for key in ("agrees", "right"))
     verdict = {
         "passed": enough and len(answered) == len(compared),
         "compared": len(compared),
         "sure": len(sure),
         "agree": agree,
-        "near_ties": len(answered) - agree - sum(not said["agrees"] for said in sure),
+        "near_ties": len(answered) - agree - sum(not result["agrees"] for result in sure),
         "right": right,
-        "largest_difference": max((said["difference"] for said in answered), default=0),
+        "largest_difference": max((result["difference"] for result in answered), default=0),
     }
-    return verdict | {"sentence": word(verdict)}
+    return verdict | {"sentence": sentence(verdict)}
 
 
-def word(verdict: dict) -> str:
+def sentence(verdict: dict) -> str:
     """The verdict as a sentence."""
     count, ties, right = (verdict[key] for key in ("compared", "near_ties", "right"))
     others = f"; {ties} other{'s were near ties' if ties > 1 else ' was a near tie'}" if ties else ""
@@ -283,14 +289,14 @@ def word(verdict: dict) -> str:
 
 
 def compare(row: dict, entry: dict) -> dict:
-    """What training said of this picture, and whether the answer is the same."""
+    """Training's prediction for this picture, and whether the answer is the same."""
     if "error" in row:
         return {**entry, "agrees": False, "right": False}
-    said = set(row.get("classes", [row["class"]]))
+    classes = set(row.get("classes", [row["class"]]))
     return {
         **entry,
-        "agrees": said == set(entry["predicted"]),
-        "right": said == set(entry["labels"]),
+        "agrees": classes == set(entry["predicted"]),
+        "right": classes == set(entry["labels"]),
         "difference": round(abs(row["confidence"] - entry["confidence"]), 6),
     }
 

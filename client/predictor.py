@@ -1,4 +1,4 @@
-"""Ask a picture of an endpoint: on SageMaker by name, anywhere else by address.
+"""Send pictures to an endpoint: on SageMaker by its name, anywhere else by its address.
 
     from predictor import ImagePredictor
 
@@ -10,8 +10,8 @@
     for answer in predictor.predict_many(["cat.jpg", "dog.jpg"]):
         print(answer)                                           # an answer, or a PredictionError
 
-Copy this one file into your application. Nothing else is imported before it is needed: Pillow only to send
-PIL images and to scale down what is large (without it, pictures are sent as they are), numpy for arrays.
+Copy this one file into your application. Other packages are imported only when needed: Pillow to send PIL
+images and to scale down large pictures (without it, they are sent unscaled), numpy for arrays.
 """
 
 import contextlib
@@ -30,23 +30,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+# AWS's limits, "Amazon SageMaker endpoints and quotas".
 REALTIME_LIMIT = 25_000_000  # bytes in one request; a few Regions may still have the former 6 MB
 SERVERLESS_LIMIT = 4_000_000
 INLINE_LIMIT = 128_000  # bytes that an asynchronous endpoint takes without S3
-KINDS = {  # of endpoints on SageMaker: bytes in one request, seconds that one is waited for
+KINDS = {  # of endpoints on SageMaker: bytes in one request, default of `max_wait` in seconds
     "real-time": (REALTIME_LIMIT, 7.5),
     "serverless": (SERVERLESS_LIMIT, 240),  # a cold start may take three minutes
-    "async": (REALTIME_LIMIT, 1200),  # S3 would take more, the server would not; none may be running yet
+    "async": (REALTIME_LIMIT, 1200),  # S3 allows more, the server does not; an instance may have to start
 }
 CONNECT_SECONDS = 5
 CONNECTIONS = 32
-FIRST_WAIT = 0.5  # seconds until the second try while a model is loading or busy; then twice that, ...
-LONGEST_WAIT = 10  # ... up to this, whatever a server's Retry-After asks for
-SHRINK = 1280  # pixels: several times what models look at, in a tenth of the bytes of a phone's photograph
-SIDES = (2048, 1024, 512, 256)  # pixels, those below `shrink` tried in turn to fit a picture into the limit
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # that are scaled down here: the server's own
+FIRST_WAIT = 0.5  # seconds before the first retry while a model is loading or busy; doubled each time ...
+LONGEST_WAIT = 10  # ... up to this, whatever a server's Retry-After says
+SHRINK = 1280  # pixels: several times a model's input, in a tenth of the bytes of a phone's photograph
+SIDES = (2048, 1024, 512, 256)  # pixels; those below `shrink` are tried in turn to fit into the limit
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # as on the server, serve/pixels.py
 
-SIGNATURES = {
+SIGNATURES = {  # the first bytes of a file
     b"\xff\xd8\xff": "image/jpeg",
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"GIF8": "image/gif",
@@ -70,12 +71,12 @@ ADVICE = {  # by a pattern in the name of botocore's exception, or in AWS's erro
         "`aws sagemaker list-endpoints` shows those that exist in this Region; "
         "if this one is asynchronous and you may not describe it, say so (kind)"
     ),
-    "Throttl|TooManyRequests": "the endpoint is busy; ask fewer at once or give it more instances",
+    "Throttl|TooManyRequests": "the endpoint is busy; send fewer requests at once or give it more instances",
     "ModelNotReady|ServiceUnavailable|Internal": "try again in a minute",
 }
 
 
-CODES = {  # AWS's error codes in the words of the contract
+CODES = {  # AWS's error codes as those of the HTTP contract (serve/README.md)
     "ModelNotReadyException": "not_loaded",
     "ServiceUnavailable": "not_loaded",
     "ThrottlingException": "busy",
@@ -86,9 +87,9 @@ CODES = {  # AWS's error codes in the words of the contract
 class PredictionError(Exception):
     """No answer for this picture; `str(error)` is one sentence that says why.
 
-    `code` is the server's word ("not_a_picture", "address_refused", "not_loaded", ...) or one of ours:
+    `code` is the server's ("not_a_picture", "address_refused", "not_loaded", ...) or the client's:
     "unreadable", "not_a_picture" and "too_large" before anything is sent; "unreachable", "timeout", "aws",
-    "stopped" (`close` was called) and "unexpected" (whoever answered is no such server). `status` is the HTTP
+    "stopped" (`close` was called) and "unexpected" (another kind of server answered). `status` is the HTTP
     status, None without one.
     """
 
@@ -98,24 +99,27 @@ class PredictionError(Exception):
 
 
 class ImagePredictor:
-    """Asks one endpoint; may be shared by threads.
+    """Client of one endpoint; may be shared by threads.
 
-    Give either `endpoint`, the name of a SageMaker endpoint, or `url`, the base address of a plain server.
-    A picture with a longest side over `shrink` pixels is sent as a JPEG of that size: fewer bytes, less time;
-    `shrink=0` sends it as it is. One of more bytes than the endpoint takes (or `limit`, if that is less) is
-    scaled down further, or with `shrink=0` refused. `timeout` is in seconds, for each try; SageMaker itself
-    gives up after 60.
+    Pass either `endpoint`, the name of a SageMaker endpoint, or `url`, the base address of a plain server. A
+    picture whose longest side is over `shrink` pixels is sent as a JPEG of that size: fewer bytes, less time;
+    `shrink=0` sends it unscaled. A picture with more bytes than the endpoint takes (or `limit`, if that is
+    less) is scaled down further, or with `shrink=0` rejected. `timeout`: seconds for each try; SageMaker's
+    own is 60.
 
-    The rest is for SageMaker. `kind` is one of KINDS; without it AWS is asked, here and once, by
-    DescribeEndpoint and DescribeEndpointConfig, and an endpoint that you may not describe is taken for
-    real-time. `patience` is for how many seconds (else as in KINDS) one that is busy or still starts is asked
-    again, and an asynchronous one's answer waited for; `on_wait` is called with a sentence where that takes
-    long. To an asynchronous endpoint pictures of at most INLINE_LIMIT bytes travel inside the request, others
-    through S3: under `inputs` ("s3://bucket/prefix"; else "in" beside the endpoint's own "out"), where they
-    are deleted afterwards. `session` is a boto3.Session of your own, for another Region or other credentials.
+    The other arguments are for SageMaker:
 
-    `predictor.kind` and `predictor.where` say who is asked. Raises ValueError for arguments that make no
-    sense; PredictionError if AWS is not set up here.
+    - `kind`: one of KINDS. Default: looked up once, here, with DescribeEndpoint and DescribeEndpointConfig;
+      an endpoint that you may not describe is assumed to be real-time.
+    - `max_wait`: seconds to retry a busy or starting endpoint (default: KINDS), and to wait for the answer of
+      an asynchronous one. `on_wait` is called with a sentence when that takes long.
+    - `s3_input`: for an asynchronous endpoint, the "s3://bucket/prefix" through which pictures over
+      INLINE_LIMIT bytes are sent (default: "in" beside the endpoint's own "out"); they are deleted
+      afterwards.
+    - `session`: a boto3.Session of your own, for another Region or other credentials.
+
+    `predictor.kind` and `predictor.description` name the endpoint. Raises ValueError for wrong arguments,
+    PredictionError if AWS is not configured on this machine.
     """
 
     def __init__(
@@ -127,27 +131,28 @@ class ImagePredictor:
         shrink: int = SHRINK,
         timeout: float = 70,
         kind: str | None = None,
-        inputs: str | None = None,
-        patience: float | None = None,
+        s3_input: str | None = None,
+        max_wait: float | None = None,
         on_wait: Callable[[str], None] | None = None,
         session: Any = None,
     ) -> None:
         if bool(endpoint) == bool(url):
             raise ValueError("give either endpoint= (a SageMaker endpoint) or url= (a plain server)")
         if isinstance(shrink, bool) or shrink < 0:
-            raise ValueError(f"shrink is a number of pixels, or 0 to send pictures as they are, not {shrink}")
+            raise ValueError(f"shrink is a number of pixels, or 0 to send pictures unscaled, not {shrink}")
         if kind and (url or kind not in KINDS):
             kinds = f"kind (one of {', '.join(KINDS)}) is for an endpoint on SageMaker"
             raise ValueError(f"{kinds}; it was {kind!r} for {endpoint or url}")
-        if endpoint:
-            self._server = _SageMaker(endpoint, session, timeout, kind, inputs, patience, on_wait)
-        else:
-            self._server = _Plain(url, timeout)
-        self.kind, self.where = self._server.kind, self._server.where
+        self._server: _Plain | _SageMaker = (
+            _Plain(url, timeout)
+            if url
+            else _SageMaker(str(endpoint), session, timeout, kind, s3_input, max_wait, on_wait)
+        )
+        self.kind, self.description = self._server.kind, self._server.description
         self.shrink, self.limit = shrink, min(limit or self._server.limit, self._server.limit)
 
     def close(self) -> None:
-        """Wait no longer, in any thread: what is not answered becomes a PredictionError, "stopped"."""
+        """Stop waiting, in every thread: unanswered pictures become a PredictionError, "stopped"."""
         self._server.stopped.set()
 
     def predict(self, picture: Any, top_k: int = 5) -> dict:
@@ -164,18 +169,18 @@ class ImagePredictor:
     ) -> Iterator[dict | PredictionError]:
         """Answers in the order of `pictures`, `concurrency` at a time; where one failed, its PredictionError.
 
-        Nothing is asked before the first answer is wanted, and `pictures` may be a generator of any length:
-        it is read only a little ahead of the answers.
+        Nothing is sent before the first answer is requested, and `pictures` may be a generator of any length:
+        it is read at most 2 * `concurrency` ahead of the answers.
         """
-        waiting: deque = deque()
+        pending: deque = deque()
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="predict")
         try:
             for picture in pictures:
-                waiting.append(pool.submit(self._answer_or_error, picture, top_k))
-                if len(waiting) >= 2 * concurrency:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(self._answer_or_error, picture, top_k))
+                if len(pending) >= 2 * concurrency:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -190,20 +195,20 @@ class ImagePredictor:
 
 
 def pack(picture: Any, shrink: int = 0, limit: int = REALTIME_LIMIT) -> tuple[bytes, str]:
-    """A picture as the body of a request, and the body's Content-Type.
+    """Encode a picture as a request's body; returns the body and its Content-Type.
 
-    Over `shrink` pixels (0: any number) it is scaled down to a JPEG, if that has fewer bytes; over `limit`
+    Over `shrink` pixels (0: no limit) it is scaled down to a JPEG, if that has fewer bytes; over `limit`
     bytes in any case. Raises PredictionError.
     """
-    picture = _take(picture)
+    picture = _load(picture)
     if isinstance(picture, str):
         return json.dumps({"url": picture}).encode(), "application/json"
     if shrink and _side(picture) > shrink:
-        with contextlib.suppress(Exception):  # Pillow's readers raise many kinds; the server shall judge
+        with contextlib.suppress(Exception):  # Pillow's decoders raise many types; the server decides
             small = scale_down(picture, shrink, limit)
             if not isinstance(picture, bytes) or len(small) < len(picture):
                 return small, "image/jpeg"
-    body, content_type = _whole(picture)
+    body, content_type = _encode(picture)
     if len(body) <= limit:
         return body, content_type
     over = f"{len(body):,} bytes are over the limit of {limit:,}"
@@ -215,9 +220,9 @@ def pack(picture: Any, shrink: int = 0, limit: int = REALTIME_LIMIT) -> tuple[by
         raise PredictionError("too_large", f"{over}, and cannot be scaled down: {error}") from error
 
 
-def _take(picture: Any) -> Any:
-    """An address, encoded bytes, a PIL image or an array, all else read or refused."""
-    # Whoever holds an image or an array has imported its library; nobody else should have to.
+def _load(picture: Any) -> Any:
+    """An address, encoded bytes, a PIL image or an array; a path is read. Raises PredictionError."""
+    # A caller with an image or an array has imported its library; other callers need not have it.
     pil, numpy = sys.modules.get("PIL.Image"), sys.modules.get("numpy")
     if isinstance(picture, str) and re.match("https?://", picture, re.IGNORECASE):
         return picture
@@ -246,8 +251,8 @@ def _read(path: Path) -> bytes:
         raise PredictionError("unreadable", f"cannot read {path}: {reason}") from error
 
 
-def _whole(picture: Any) -> tuple[bytes, str]:
-    """All of a picture's pixels, and their type."""
+def _encode(picture: Any) -> tuple[bytes, str]:
+    """A picture's bytes without loss, and their Content-Type. Raises PredictionError."""
     if isinstance(picture, bytes):
         return picture, _type(picture)
     file = io.BytesIO()
@@ -261,26 +266,26 @@ def _whole(picture: Any) -> tuple[bytes, str]:
         if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
             image = image.convert("RGB")
         image.save(file, "PNG", compress_level=1)
-    except OSError as error:  # a file that Pillow opened breaks off
+    except OSError as error:  # a truncated file that Pillow opened
         raise PredictionError("not_a_picture", f"the image cannot be read: {error}") from error
     return file.getvalue(), "image/png"
 
 
 def _type(body: bytes) -> str:
-    """The type that bytes show themselves: the names of files are too often wrong."""
+    """The Content-Type by a file's first bytes: file names are too often wrong."""
     if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
         return "image/webp"
     kinds = (kind for signature, kind in SIGNATURES.items() if body.startswith(signature))
     return next(kinds, "application/octet-stream")
 
 
-# Less of a picture
+# Scaling down
 
 
 def scale_down(picture: Any, shrink: int, limit: int) -> bytes:
-    """A JPEG of at most `shrink` pixels and `limit` bytes. Raises PredictionError, and what Pillow does."""
+    """A JPEG of at most `shrink` pixels and `limit` bytes. Raises PredictionError and Pillow's errors."""
     image = _open(picture)
-    if isinstance(picture, bytes):  # a JPEG decoded at a half or less of its size: a third of the time
+    if isinstance(picture, bytes):  # decoding a JPEG at half its size takes a third of the time
         image.draft(None, _scaled(image.size, shrink))
     image = _upright(image).convert("RGB")
     for side in (shrink, *(side for side in SIDES if side < shrink)):
@@ -288,11 +293,11 @@ def scale_down(picture: Any, shrink: int, limit: int) -> bytes:
         image.resize(_scaled(image.size, side)).save(file, "JPEG", quality=90)
         if file.tell() <= limit:
             return file.getvalue()
-    raise PredictionError("too_large", f"no picture of use fits into {limit:,} bytes")
+    raise PredictionError("too_large", f"no usable size fits into {limit:,} bytes")
 
 
 def _open(picture: Any) -> Any:
-    """A PIL image; of encoded bytes, only the header is read."""
+    """A PIL image; encoded bytes are not decoded yet."""
     from PIL import Image
 
     if isinstance(picture, bytes) and picture.startswith(b"\x93NUMPY"):
@@ -305,31 +310,32 @@ def _open(picture: Any) -> Any:
 
 
 def _side(picture: Any) -> int:
-    """The longest side in pixels; 0 if that cannot be known here."""
+    """The longest side in pixels; 0 if it cannot be read here."""
     try:
         return _longest(_open(picture).size)
-    except Exception:  # no Pillow, or nothing that it reads
+    except Exception:  # no Pillow, or a format that it does not read
         return 0
 
 
 def _longest(size: tuple[int, int]) -> int:
-    # A model looks at a panorama's middle, which must keep its height: no side counts more than double.
+    # A model sees the middle of a panorama, which must keep its height: no side counts more than double.
     return min(max(size), 2 * min(size))
 
 
 def _scaled(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """`size` with a longest side of `side`, or as it is if that is smaller."""
+    """`size` scaled to a longest side of `side`; unchanged if it is smaller."""
     scale = min(1, side / _longest(size))
-    return tuple(max(1, round(scale * length)) for length in size)
+    width, height = (max(1, round(scale * length)) for length in size)
+    return width, height
 
 
 def _upright(image: Any) -> Any:
-    """Turned as its EXIF orientation says; as it lies if the EXIF block is damaged, like the server."""
+    """Rotate by the EXIF orientation; unrotated if EXIF is damaged, like the server."""
     from PIL import ImageOps
 
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow's EXIF reader raises many kinds, too
+    except Exception:  # Pillow's EXIF reader raises many types, too
         return image
 
 
@@ -337,18 +343,19 @@ def _upright(image: Any) -> Any:
 
 
 class _Plain:
-    """A server at an address of its own."""
+    """The connection to a server at an address of its own."""
 
     kind, limit = None, REALTIME_LIMIT
 
     def __init__(self, url: str, timeout: float) -> None:
         if not re.match("https?://.", url, re.IGNORECASE):
-            raise ValueError(f"an address starts with http:// or https://, not like {url!r}")
-        self.where, self.timeout = url.rstrip("/").removesuffix("/invocations"), timeout
-        self.url, self.session, self.stopped = f"{self.where}/invocations", _session(url), threading.Event()
+            raise ValueError(f"an address starts with http:// or https://, unlike {url!r}")
+        self.description, self.timeout = url.rstrip("/").removesuffix("/invocations"), timeout
+        self.url, self.session = f"{self.description}/invocations", _session(url)
+        self.stopped = threading.Event()
 
     def send(self, body: bytes, content_type: str, attributes: str) -> bytes:
-        """The body of the answer. Raises PredictionError."""
+        """Send one request; returns the body of the answer. Raises PredictionError."""
         import requests
 
         headers = {
@@ -367,11 +374,11 @@ class _Plain:
 
 
 def _session(url: str) -> Any:
-    """A requests session that tries again what is safe and useful."""
+    """A requests session that retries what is safe and useful to retry."""
     import requests
     from urllib3.util import Retry
 
-    # POST is safe to repeat: a prediction changes nothing. A 4xx or a 500 would only come again.
+    # POST is safe to retry: a prediction changes nothing. A 4xx or a 500 would only be repeated.
     retry = Retry(
         total=4,
         connect=2,
@@ -381,12 +388,12 @@ def _session(url: str) -> Any:
         backoff_factor=FIRST_WAIT,
         raise_on_status=False,
     )
-    retry.retry_after_max = LONGEST_WAIT  # not as an argument, which older releases do not know
+    retry.retry_after_max = LONGEST_WAIT  # not an argument: older releases of urllib3 lack it
     session = requests.Session()
     adapter = requests.adapters.HTTPAdapter(max_retries=retry, pool_maxsize=CONNECTIONS)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
-    # A company's proxy cannot see this machine's own ports.
+    # A company's proxy cannot reach this machine's own ports.
     session.trust_env = urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1")
     return session
 
@@ -396,11 +403,11 @@ def _unreachable(error: Exception, url: str, timeout: float) -> PredictionError:
         return PredictionError("timeout", f"{url} did not answer within {timeout:g} s")
     root = _root(error)
     reason = getattr(root, "strerror", None) or root
-    return PredictionError("unreachable", f"{url} cannot be reached ({reason}); does the server run there?")
+    return PredictionError("unreachable", f"{url} cannot be reached ({reason}); is the server running?")
 
 
 def _root(error: Exception) -> Exception:
-    """The innermost error: requests wraps urllib3's, which wrap the socket's own."""
+    """The innermost error: requests wraps urllib3's, which wraps the socket's own."""
     for inner in (getattr(error, "reason", None), error.__cause__, *error.args):
         if isinstance(inner, Exception):
             return _root(inner)
@@ -411,99 +418,109 @@ def _root(error: Exception) -> Exception:
 
 
 class _SageMaker:
-    """An endpoint on SageMaker, asked as its kind wants to be; the arguments are ImagePredictor's."""
+    """The connection to an endpoint on SageMaker of any kind; the arguments are ImagePredictor's."""
 
-    def __init__(self, name, session, timeout, kind, inputs, patience, on_wait) -> None:
+    def __init__(
+        self,
+        name: str,
+        session: Any,
+        timeout: float,
+        kind: str | None,
+        s3_input: str | None,
+        max_wait: float | None,
+        on_wait: Callable[[str], None] | None,
+    ) -> None:
         import boto3
 
         self.name, self.on_wait, self.stopped = name, on_wait or (lambda sentence: None), threading.Event()
-        with _in_our_words():
-            session = session or boto3.Session()  # threads cannot share the one that boto3.client() uses
+        with _translate_errors():
+            session = session or boto3.Session()  # threads cannot share the default one of boto3.client()
             self.runtime = session.client("sagemaker-runtime", config=_config(read_timeout=timeout))
-            enough = kind and (inputs or kind != "async")
-            said, place = (kind, inputs) if enough else _describe(session, self.runtime, name)
-            self.kind, self.inputs = kind or said or "real-time", (inputs or place or "").rstrip("/")
-            self.s3 = session.client("s3", config=_config()) if self.kind == "async" else None
-        self.limit, usual = KINDS[self.kind]
-        self.patience = usual if patience is None else patience
+            complete = kind and (s3_input or kind != "async")
+            found, prefix = (kind, s3_input) if complete else _describe(session, self.runtime, name)
+            self.kind, self.s3_input = kind or found or "real-time", (s3_input or prefix or "").rstrip("/")
+            self.s3: Any = session.client("s3", config=_config()) if self.kind == "async" else None
+        self.limit, default = KINDS[self.kind]
+        self.max_wait = default if max_wait is None else max_wait
         operation = self.runtime.meta.service_model.operation_model("InvokeEndpointAsync")
-        self.inline = INLINE_LIMIT if "Body" in operation.input_shape.members else 0  # an older boto3
-        if self.kind == "async" and not self.inputs:
+        self.inline = INLINE_LIMIT if "Body" in operation.input_shape.members else 0  # 0: an older boto3
+        if self.kind == "async" and not self.s3_input:
             self.limit = self.inline
-        self.where = _where(name, self.runtime.meta, f"{'' if kind or said else 'taken for '}{self.kind}")
+        assumed = "" if kind or found else "assumed "
+        self.description = _description(name, self.runtime.meta, assumed + self.kind)
 
     def send(self, body: bytes, content_type: str, attributes: str) -> bytes:
-        """The body of the answer, within `patience`. Raises PredictionError."""
+        """Send one request, retry for `max_wait`; returns the answer's body. Raises PredictionError."""
         request = {
             "EndpointName": self.name,
             "ContentType": content_type,
             "Accept": "application/json",
             "CustomAttributes": attributes,
         }
-        end = time.monotonic() + self.patience
+        end = time.monotonic() + self.max_wait
         pauses = self._pauses(end)
         while True:
             try:
-                with _in_our_words():
-                    return self._later(request, body, end) if self.s3 else self._now(request, body)
+                with _translate_errors():
+                    return self._invoke_async(request, body, end) if self.s3 else self._invoke(request, body)
             except PredictionError as failure:
-                # boto3 itself tries again when AWS is busy, but not when the server behind it is.
-                cold = self.kind == "serverless" and failure.code == "timeout"
-                if failure.code not in ("not_loaded", "busy") and not cold:
+                # boto3 itself retries when AWS is busy, but not when the server behind it is.
+                cold_start = self.kind == "serverless" and failure.code == "timeout"
+                if failure.code not in ("not_loaded", "busy") and not cold_start:
                     raise
                 state = "busy" if failure.code == "busy" else "still starting"
-                self.on_wait(f"{self.name} is {state}: it is asked again for up to {self.patience:.0f} s")
+                self.on_wait(f"{self.name} is {state}: retrying for up to {self.max_wait:.0f} s")
                 if next(pauses, None) is None:
                     raise
 
     def _pauses(self, end: float) -> Iterator[float]:
-        """Wait, twice as long each time, and yield how long, until it is `end`."""
+        """Wait with exponential backoff until `end`; yields each pause in seconds."""
         pause = FIRST_WAIT
         while (left := end - time.monotonic()) > 0:
             if self.stopped.wait(min(pause, left)):
-                raise PredictionError("stopped", "nobody waited for the answer any longer")
+                raise PredictionError("stopped", "close() was called before the answer came")
             yield pause
             pause = min(2 * pause, LONGEST_WAIT)
 
-    def _now(self, request: dict, body: bytes) -> bytes:
+    def _invoke(self, request: dict, body: bytes) -> bytes:
         return self.runtime.invoke_endpoint(**request, Body=body)["Body"].read()
 
-    def _later(self, request: dict, body: bytes, end: float) -> bytes:
-        """Hand the picture in, inside the request or through S3, and fetch the answer from S3."""
-        # What nobody waits for any more need not be computed.
-        request = request | {"RequestTTLSeconds": min(max(int(self.patience), 60), 21600)}
+    def _invoke_async(self, request: dict, body: bytes, end: float) -> bytes:
+        """Send the picture, inside the request or through S3, and read the answer from S3."""
+        # An answer that nobody waits for need not be computed. AWS takes 60 s to 6 h.
+        request = request | {"RequestTTLSeconds": min(max(int(self.max_wait), 60), 21600)}
         if len(body) <= self.inline:
             return self._fetch(self.runtime.invoke_endpoint_async(**request, Body=body), end)
-        place = f"{self.inputs}/{uuid.uuid4()}"
-        self.s3.put_object(**_in_s3(place), Body=body)
+        uri = f"{self.s3_input}/{uuid.uuid4()}"
+        self.s3.put_object(**_parse_s3_uri(uri), Body=body)
         try:
-            return self._fetch(self.runtime.invoke_endpoint_async(**request, InputLocation=place), end)
+            return self._fetch(self.runtime.invoke_endpoint_async(**request, InputLocation=uri), end)
         finally:
-            with contextlib.suppress(Exception):  # it may be forbidden, and the answer is what counts
-                self.s3.delete_object(**_in_s3(place))
+            with contextlib.suppress(Exception):  # it may be denied, and the answer is more important
+                self.s3.delete_object(**_parse_s3_uri(uri))
 
-    def _fetch(self, places: dict, end: float) -> bytes:
-        """The answer from where AWS says that it will be, or what it says of a failure."""
-        place = places["OutputLocation"]
+    def _fetch(self, locations: dict, end: float) -> bytes:
+        """Wait for the answer in S3. Raises PredictionError, also for the one at the failure location."""
+        output = locations["OutputLocation"]
         for pause in self._pauses(end):
-            if (answer := self._read(place)) is not None:
+            if (answer := self._read(output)) is not None:
                 return answer
-            if (failure := self._read(places.get("FailureLocation"))) is not None:
+            if (failure := self._read(locations.get("FailureLocation"))) is not None:
                 raise _failure(failure.decode(errors="replace"))
             if pause >= LONGEST_WAIT / 2:
-                more = f"an instance may have to start; it is waited for up to {self.patience:.0f} s"
+                more = f"an instance may have to start; waiting up to {self.max_wait:.0f} s"
                 self.on_wait(f"{self.name} has not answered yet: {more}")
-        raise PredictionError("timeout", f"{self.name} wrote no {place} within {self.patience:g} s")
+        raise PredictionError("timeout", f"{self.name} wrote no {output} within {self.max_wait:g} s")
 
-    def _read(self, place: str | None) -> bytes | None:
-        """An object in S3; None if it is not there."""
+    def _read(self, uri: str | None) -> bytes | None:
+        """An object in S3; None if it does not exist."""
         from botocore.exceptions import ClientError
 
         try:
-            return self.s3.get_object(**_in_s3(place))["Body"].read() if place else None
+            return self.s3.get_object(**_parse_s3_uri(uri))["Body"].read() if uri else None
         except ClientError as error:
             code = error.response["Error"]["Code"]
-            # Who may not list a bucket is told "denied" of what is not there.
+            # Without s3:ListBucket, S3 answers AccessDenied for an object that does not exist.
             if code == "NoSuchKey" or (code == "AccessDenied" and "s3:GetObject" not in str(error)):
                 return None
             raise
@@ -512,23 +529,23 @@ class _SageMaker:
 def _config(**options: Any) -> Any:
     from botocore.config import Config
 
-    usual = {"connect_timeout": CONNECT_SECONDS, "max_pool_connections": CONNECTIONS}
-    return Config(**usual | {"retries": {"mode": "standard"}} | options)
+    defaults: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "max_pool_connections": CONNECTIONS}
+    return Config(**defaults | {"retries": {"mode": "standard"}} | options)
 
 
 def _describe(session: Any, runtime: Any, name: str) -> tuple[str | None, str | None]:
-    """An endpoint's kind, and for an asynchronous one where in S3 its inputs go; None where AWS won't say."""
+    """An endpoint's kind, and the S3 prefix for an asynchronous one's input; None where AWS does not tell."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     sagemaker = session.client(
         "sagemaker", config=_config(read_timeout=10, retries={"total_max_attempts": 2})
     )
     if runtime.meta.endpoint_url.replace("//runtime", "//api") != sagemaker.meta.endpoint_url:
-        return None, None  # something stands in for the runtime alone, and AWS knows nothing of it
+        return None, None  # a local stand-in for the runtime, of which AWS knows nothing
     try:
         config = sagemaker.describe_endpoint(EndpointName=name)["EndpointConfigName"]
         config = sagemaker.describe_endpoint_config(EndpointConfigName=config)
-    except (BotoCoreError, ClientError):  # above all: not allowed; what else is wrong, asking will tell
+    except (BotoCoreError, ClientError):  # usually denied; any other error comes again with the first request
         return None, None
     if asynchronous := config.get("AsyncInferenceConfig"):
         out = asynchronous["OutputConfig"].get("S3OutputPath")
@@ -536,20 +553,20 @@ def _describe(session: Any, runtime: Any, name: str) -> tuple[str | None, str | 
     return ("serverless" if config["ProductionVariants"][0].get("ServerlessConfig") else "real-time"), None
 
 
-def _where(name: str, runtime: Any, kind: str) -> str:
-    """Who is asked, in a few words; with the address, if that is not AWS's own."""
+def _description(name: str, runtime: Any, kind: str) -> str:
+    """The endpoint's name, Region and kind; and the address, if it is not AWS's own."""
     own = re.match(r"https://runtime[\w-]*\.sagemaker", runtime.endpoint_url)
     return f"endpoint {name} in {runtime.region_name} ({kind})" + f" at {runtime.endpoint_url}" * (not own)
 
 
-def _in_s3(place: str) -> dict[str, str]:
-    bucket, _, key = place.removeprefix("s3://").partition("/")
+def _parse_s3_uri(uri: str) -> dict[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
     return {"Bucket": bucket, "Key": key}
 
 
 @contextlib.contextmanager
-def _in_our_words() -> Iterator[None]:
-    """Whatever botocore raises becomes a PredictionError."""
+def _translate_errors() -> Iterator[None]:
+    """Raise a PredictionError for whatever botocore raises."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -559,7 +576,7 @@ def _in_our_words() -> Iterator[None]:
 
 
 def _aws_error(error: Any) -> PredictionError:
-    """What botocore raised, in the words of the contract if the model spoke, else with advice."""
+    """The PredictionError for botocore's error: the server's own if it answered, else AWS's with advice."""
     from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, ReadTimeoutError
 
     if isinstance(error, ReadTimeoutError):
@@ -572,16 +589,16 @@ def _aws_error(error: Any) -> PredictionError:
 
 
 def _aws_refusal(reply: dict) -> PredictionError:
-    name, said = reply["Error"]["Code"], reply["Error"]["Message"]
+    name, message = reply["Error"]["Code"], reply["Error"]["Message"]
     if name == "ModelError":
-        return _refusal(reply.get("OriginalStatusCode"), reply.get("OriginalMessage") or said)
-    code = CODES.get(name, "aws")
-    return PredictionError(code, _advise(name, said or name), reply["ResponseMetadata"].get("HTTPStatusCode"))
+        return _refusal(reply.get("OriginalStatusCode"), reply.get("OriginalMessage") or message)
+    status = reply["ResponseMetadata"].get("HTTPStatusCode")
+    return PredictionError(CODES.get(name, "aws"), _advise(name, message or name), status)
 
 
-def _advise(name: str, said: str) -> str:
+def _advise(name: str, message: str) -> str:
     advice = (text for pattern, text in ADVICE.items() if re.search(pattern, name))
-    return "; ".join([said.rstrip(". "), *list(advice)[:1]])
+    return "; ".join([message.rstrip(". "), *list(advice)[:1]])
 
 
 # From a reply to an answer
@@ -594,25 +611,24 @@ def _answer(reply: bytes) -> dict:
         answer = None
     if isinstance(answer, dict) and "class" in answer:
         return answer
-    said = " ".join(reply[:200].decode(errors="replace").split())
-    raise PredictionError(
-        "unexpected", f"this is no prediction; is it the right endpoint? It said: {said}", 200
-    )
+    text = " ".join(reply[:200].decode(errors="replace").split())
+    raise PredictionError("unexpected", f"not a prediction: {text}; is this the right endpoint?", 200)
 
 
 def _failure(text: str) -> PredictionError:
-    """What an asynchronous endpoint left at its failure location: AWS's sentence round the server's words."""
-    found = re.search(r'\((\d+)\) from [^"]*"(.*?)"(?:\. See |\.?\s*$)', text, re.DOTALL)
-    return _refusal(int(found[1]), found[2]) if found else _refusal(None, text)
+    """An asynchronous endpoint's failure output: AWS's sentence, which quotes the server's answer."""
+    match = re.search(r'\((\d+)\) from [^"]*"(.*?)"(?:\. See |\.?\s*$)', text, re.DOTALL)
+    return _refusal(int(match[1]), match[2]) if match else _refusal(None, text)
 
 
 def _refusal(status: int | None, text: str) -> PredictionError:
-    """The contract's {"error": ..., "message": ...} as an exception; also what proxies and crashes say."""
+    """The contract's {"error": ..., "message": ...} as an exception; also for proxies and crashes."""
     try:
         refusal = json.loads(text)
         return PredictionError(refusal["error"], refusal["message"], status)
     except (ValueError, KeyError, TypeError):
-        said = " ".join(text.split())[:300] or "nothing more"
-        code = {503: "not_loaded", 0: "timeout"}.get(status, "unexpected")  # 0: SageMaker gave up waiting
+        quoted = " ".join(text.split())[:300] or "no message"
+        # SageMaker reports 0 when the container did not answer in time.
+        code = "not_loaded" if status == 503 else "timeout" if status == 0 else "unexpected"
         how = f"answered with status {status}" if status else "failed"
-        return PredictionError(code, f"the server {how}: {said}", status)
+        return PredictionError(code, f"the server {how}: {quoted}", status)

@@ -1,7 +1,7 @@
-"""Ray Serve round the handlers, for AWS's Ray serving container (and `serve run config.yaml` anywhere).
+"""Ray Serve around the handlers, for AWS's Ray serving container (and `serve run config.yaml` anywhere).
 
-The container's adapter posts SageMaker's requests to Ray's "/" and relays status and headers. It reports the
-endpoint healthy as soon as Ray's proxy runs, before this model is loaded; requests that come early wait here.
+The container's adapter forwards SageMaker's requests to Ray's "/" and relays status and headers. It reports
+the endpoint healthy as soon as Ray's proxy runs, before this model is loaded; early requests wait in Ray.
 """
 
 from ray import serve
@@ -9,15 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from inference import model_fn, warm_up
-from server import MODEL_DIR, PLACES, answer
+from server import MODEL_DIR, REQUEST_SLOTS, answer, return_large_blocks
 
 
-# Ray hands on more than the PLACES that `answer` has, so that the rest hears "busy" in the contract's words.
-@serve.deployment(num_replicas=1, max_ongoing_requests=4 * PLACES)
+# More than `answer` has slots for, so that the others get the contract's 503 and not Ray's own.
+@serve.deployment(num_replicas=1, max_ongoing_requests=4 * REQUEST_SLOTS)
 class Classifier:
-    """The one replica: its engine uses every core already, and a second one would be in its way."""
+    """The only replica: its engine uses every core already, a second one would compete with it."""
 
     def __init__(self) -> None:
+        return_large_blocks()
         self.model, self.suspect = model_fn(MODEL_DIR), False
 
     async def __call__(self, request: Request) -> Response:
@@ -27,10 +28,10 @@ class Classifier:
         return response
 
     def check_health(self) -> None:
-        """Ray asks every 10 s, and replaces a replica that raises: after a failure it must prove itself."""
+        """Ray calls this every 10 s and replaces a replica that raises; it warms up again after a 500."""
         if self.suspect:
             warm_up(self.model)
             self.suspect = False
 
 
-app = Classifier.bind()
+app = Classifier.bind()  # type: ignore[attr-defined]  # ray types the decorated class as itself

@@ -1,7 +1,7 @@
-"""What the image runs: `docker run IMAGE serve` serves the model in /opt/ml/model, as SageMaker asks it to.
+"""Entry point of the container image: `docker run IMAGE serve`, as SageMaker runs it, serves /opt/ml/model.
 
-The environment may have SAGEMAKER_BIND_TO_PORT (8080), and SERVE_CODE=archive: then the code that came with
-the model runs in place of the image's, so that the archive alone decides what runs.
+Environment variables: SAGEMAKER_BIND_TO_PORT (8080), SM_MODEL_DIR (/opt/ml/model) and SERVE_CODE: with
+`archive` the model's own code runs in place of the image's, so that the archive alone decides what runs.
 """
 
 import os
@@ -12,14 +12,15 @@ from pathlib import Path
 
 MODEL = Path(os.environ.get("SM_MODEL_DIR", "/opt/ml/model"))
 CODE = {"image": Path(__file__).resolve().parent, "archive": MODEL / "code"}
-NOBODY = 65534  # Debian's user and group that own no file
+NOBODY = 65534  # Debian's user nobody and group nogroup, which own no file
 
 
 def main(argv: list[str]) -> None:
-    """Become the server. Raises SystemExit if that cannot be."""
-    signal.signal(signal.SIGTERM, leave)  # until the server listens: Linux spares process 1 without a handler
+    """Run server.py in this process. Raises SystemExit on wrong settings."""
+    # Until uvicorn has its own handler: Linux ignores SIGTERM for a PID 1 without one.
+    signal.signal(signal.SIGTERM, exit_now)
     if argv != ["serve"]:
-        raise SystemExit(f"error: this image knows one word, serve, not {' '.join(argv)!r}")
+        raise SystemExit(f"error: this image has one command, serve, not {' '.join(argv)!r}")
     source = os.environ.get("SERVE_CODE") or "image"
     if source not in CODE:
         raise SystemExit(f"error: SERVE_CODE is image or archive, not {source!r}")
@@ -34,43 +35,43 @@ def main(argv: list[str]) -> None:
     runpy.run_path(str(server), run_name="__main__")
 
 
-def leave(*_: object) -> None:
-    """The end, before there is anything to finish."""
+def exit_now(*_: object) -> None:
+    """Handle SIGTERM before there is any request to finish."""
     raise SystemExit(0)
 
 
 def become_nobody(needed: list[Path]) -> None:
-    """SageMaker starts containers as root; serving needs no right but to read these folders.
+    """Drop root, as which SageMaker starts containers: serving needs only to read these folders.
 
-    Stays root, and says so, where nobody may not read all of them, or where the change is not allowed.
+    Stays root, with a warning, if the user nobody cannot read all of them, or if dropping root is denied.
     """
     try:
         os.setgroups([])
-        closed = closed_to_nobody(needed)
-        if not closed:
+        unreadable = unreadable_for_nobody(needed)
+        if not unreadable:
             os.setgid(NOBODY)
             os.setuid(NOBODY)
             return
-        reason = f"nobody else may read {closed[0]}"
+        reason = f"only root can read {unreadable[0]}"
     except OSError as error:
         reason = str(error)
     print(f"WARNING container: stays root: {reason}", flush=True)
 
 
-def closed_to_nobody(folders: list[Path]) -> list[Path]:
-    """What nobody may not read in these folders, by the kernel's own word. Raises OSError."""
+def unreadable_for_nobody(folders: list[Path]) -> list[Path]:
+    """What the user nobody cannot read in these folders, as the kernel decides. Raises OSError."""
     try:
         os.setegid(NOBODY)
         os.seteuid(NOBODY)
         paths = [path for folder in folders for path in (folder, *folder.rglob("*"))]
-        return [path for path in paths if not os.access(path, needs(path), effective_ids=True)]
+        return [path for path in paths if not os.access(path, access_needed(path), effective_ids=True)]
     finally:
         os.seteuid(0)
         os.setegid(0)
 
 
-def needs(path: Path) -> int:
-    """What reading takes: of a folder, to look into it as well."""
+def access_needed(path: Path) -> int:
+    """The permissions that reading needs: for a folder, to enter it as well."""
     return os.R_OK | os.X_OK if path.is_dir() else os.R_OK
 
 

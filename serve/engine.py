@@ -1,6 +1,6 @@
-"""The engine behind the handlers: from pixels to probabilities, on every core that this container may use.
+"""The inference engine behind the handlers: from pixels to probabilities, on every core of this container.
 
-On a CPU it is OpenVINO, which had the quickest kernels of those measured (bench/serving.py), one picture at a
+On a CPU it is OpenVINO, which had the fastest kernels of those measured (bench/serving.py), one picture at a
 time: batches gain nothing there. On a CUDA GPU it is ONNX Runtime, if the archive was packaged for one.
 """
 
@@ -25,12 +25,12 @@ MODES = {
     "cuda-fp32": ("model.onnx", ""),
     "cuda-fp16": ("model.fp16.onnx", ""),
 }
-# Without these instructions int8 is no quicker than fp32, and its sums may overflow on older chips.
+# Without these instructions int8 is no faster than fp32, and its sums may overflow on older chips.
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 log = logging.getLogger("engine")
-# Without this package, which it can do without, OpenVINO does not tell Google Analytics that it was imported.
-sys.modules.setdefault("openvino_telemetry", None)
+# OpenVINO works without this package, and then does not report to Google Analytics that it was imported.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None blocks an import (sys.modules)
 
 
 class Engine(NamedTuple):
@@ -41,14 +41,14 @@ class Engine(NamedTuple):
 
 
 def load(model_dir: Path, spec: dict, mode: str | None = None) -> Engine:
-    """The first of model.json's `use` that this machine can do, or `mode` and no other.
+    """Load the first mode of model.json's `use` that this machine supports, or `mode` and no other.
 
-    Raises ValueError if a graph is not the file that model.json describes, RuntimeError if `mode` cannot be
-    done here.
+    Raises ValueError if a graph is not the file that model.json describes, RuntimeError if none is supported.
     """
     for name in [mode] if mode else spec["precision"]["use"]:
-        file = model_dir / MODES[name][0]
-        if name.startswith("cuda"):
+        graph, precision = MODES[name]
+        file = model_dir / graph
+        if precision is None:
             try:
                 check(file, spec)
                 return Engine(name, on_cuda(file))
@@ -56,12 +56,12 @@ def load(model_dir: Path, spec: dict, mode: str | None = None) -> Engine:
                 log.warning("no %s here, so the CPU takes over: %s", name, error)
         elif can(name):
             check(file, spec)
-            return Engine(name, on_cpu(file, MODES[name][1]))
-    raise RuntimeError(f"this machine cannot do {mode or ' or '.join(spec['precision']['use'])}")
+            return Engine(name, on_cpu(file, precision))
+    raise RuntimeError(f"this machine does not support {mode or ' or '.join(spec['precision']['use'])}")
 
 
 def check(file: Path, spec: dict) -> None:
-    """ValueError unless the graph is the one that was packaged and tried: now, not at the first request."""
+    """Raise ValueError unless the graph is the one that was packaged and tested."""
     with open(file, "rb") as graph:
         if hashlib.file_digest(graph, "sha256").hexdigest() != spec["sha256"].get(file.name):
             raise ValueError(f"{file} is not the file that model.json describes: package it again")
@@ -97,12 +97,12 @@ def chip(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 
 def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """How many processors this container may use: the host's may be more, and threads for them only wait."""
+    """CPUs that this container may use: the host may have more, and threads beyond the quota only wait."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError, ZeroDivisionError):  # no quota, which the file says as "max"
+    with suppress(OSError, ValueError, ZeroDivisionError):  # cgroup v2 writes "max" for no quota
         if (cgroup / "cpu.max").exists():
             quota, period = map(int, (cgroup / "cpu.max").read_text().split())
-        else:  # the first version of cgroups, where -1 is no quota
+        else:  # cgroup v1, where -1 means no quota
             quota, period = (
                 int((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
             )
@@ -112,34 +112,34 @@ def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory that this container may use: the machine's, if nobody limits it."""
+    """Bytes of memory that this container may use: the machine's, without a limit."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of the second version of cgroups, the first
-        with suppress(OSError, ValueError):  # no such file, or no limit, which the second says as "max"
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
+        with suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int((cgroup / file).read_text()))
     return min(limits)
 
 
 def on_cpu(file: Path, precision: str) -> Callable[[list[np.ndarray]], np.ndarray]:
-    """`run` by OpenVINO."""
+    """Engine.run on OpenVINO."""
     import openvino
 
     core = openvino.Core()
     model = core.read_model(file)
-    model.reshape([1, *list(model.input(0).partial_shape)[1:]])  # plans better for a size that it knows
+    model.reshape([1, *list(model.input(0).partial_shape)[1:]])  # a static shape compiles to faster kernels
     options = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": precision,  # else it takes bf16 wherever the chip has it
+        "INFERENCE_PRECISION_HINT": precision,  # without it OpenVINO uses bf16 on every chip that has it
         "INFERENCE_NUM_THREADS": cpus(),
         "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
     }
     request = core.compile_model(model, "CPU", options).create_infer_request()
-    turn = threading.Lock()  # a call takes all cores: two at once would only be in each other's way
+    lock = threading.Lock()  # a call uses all cores: two at once only slow each other down
 
     def run(pictures: list[np.ndarray]) -> np.ndarray:
         rows = []
         for picture in pictures:
-            with turn:
+            with lock:
                 request.infer({0: picture[None]}, share_inputs=True)
                 rows.append(request.get_output_tensor(0).data[0].copy())
         return np.stack(rows)
@@ -148,15 +148,15 @@ def on_cpu(file: Path, precision: str) -> Callable[[list[np.ndarray]], np.ndarra
 
 
 def on_cuda(file: Path) -> Callable[[list[np.ndarray]], np.ndarray]:
-    """`run` by ONNX Runtime's CUDA provider. Raises ImportError or RuntimeError where that is missing."""
+    """Engine.run on ONNX Runtime's CUDA provider. Raises ImportError or RuntimeError if that is missing."""
     import onnxruntime
 
     cuda = "CUDAExecutionProvider"
     if cuda not in onnxruntime.get_available_providers():
-        raise RuntimeError("this ONNX Runtime is not the one for GPUs")
-    onnxruntime.preload_dlls()  # finds CUDA's libraries where pip puts them
+        raise RuntimeError("this ONNX Runtime was built without CUDA")
+    onnxruntime.preload_dlls()  # finds CUDA's libraries where pip installs them
     session = onnxruntime.InferenceSession(file, providers=[(cuda, {"use_tf32": "0"})])  # TF32 is not fp32
     if session.get_providers()[0] != cuda:
-        raise RuntimeError("ONNX Runtime found no GPU, or not its libraries")
+        raise RuntimeError("ONNX Runtime found no GPU, or not CUDA's libraries")
     name = session.get_inputs()[0].name
     return lambda pictures: session.run(None, {name: np.stack(pictures)})[0]

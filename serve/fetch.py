@@ -1,8 +1,8 @@
-"""Fetch a picture from an address that a stranger named, without becoming the stranger's way in.
+"""Fetch a picture from an address in a request, guarded against server-side request forgery (SSRF).
 
-Every hop is resolved, every address of its name must be public, and the connection goes to the very address
-that was checked: neither a redirect nor a second DNS answer leads to the container's credentials or network.
-The standard library does it, because the common HTTP clients resolve names themselves.
+Every hop is resolved, every IP address of its name must be public, and the connection goes to the very IP
+address that was checked: neither a redirect nor a second DNS answer leads to the container's credentials or
+network. It uses the standard library, because the common HTTP clients resolve names themselves.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ MAX_BYTES = 10 * 10**6
 MAX_REDIRECTS = 3
 CONNECT_SECONDS = 5
 PORTS = {"http": 80, "https": 443}
-SAFE = "/?%:@!$&'()*+,;=~[]"  # characters that quoting leaves alone
-GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")  # all that is assigned to the public so far
+SAFE = "/?%:@!$&'()*+,;=~[]"  # characters that are not percent-encoded
+GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")  # all that IANA has assigned as global unicast
 WRAPPED_IPV4 = [ipaddress.ip_network(n) for n in ("2002::/16", "2001::/32")]  # 6to4 and Teredo, inside of it
 
 
@@ -29,16 +29,16 @@ class RefusedError(Exception):
 
 
 class FailedError(Exception):
-    """An address that may be fetched, but did not yield a picture's bytes."""
+    """An address that may be fetched, but did not return a picture's bytes."""
 
 
 def fetch(url: str, deadline: float) -> bytes:
-    """The bytes behind a public http(s) address, by `deadline` (in time.monotonic's seconds).
+    """Download a public http(s) address before `deadline` (seconds, of time.monotonic).
 
     Raises RefusedError or FailedError. Any SERVE_URLS but "on" in the environment refuses every address.
     """
     if os.environ.get("SERVE_URLS", "on").strip().lower() != "on":
-        raise RefusedError("this endpoint takes no addresses; send the picture itself")
+        raise RefusedError("this endpoint fetches no addresses; send the picture itself")
     try:
         for _ in range(MAX_REDIRECTS + 1):
             body, location = get(url, deadline)
@@ -51,7 +51,7 @@ def fetch(url: str, deadline: float) -> bytes:
 
 
 def reason(error: Exception) -> str:
-    """Why a fetch failed, without a word of what the other side said."""
+    """Why a fetch failed, without quoting the other server."""
     if isinstance(error, TimeoutError):
         return "it did not answer in time"
     if isinstance(error, OSError):
@@ -60,21 +60,23 @@ def reason(error: Exception) -> str:
 
 
 def get(url: str, deadline: float) -> tuple[bytes, str | None]:
-    """One GET: the body, and the place that it redirects to, if it does."""
+    """Send one GET: the body, and the address that it redirects to, if it does."""
     parts = urlsplit(url)
+    host, port = parts.hostname, parts.port or PORTS.get(parts.scheme, 0)
+    if not host or parts.scheme not in PORTS or port not in PORTS.values():
+        raise RefusedError("an address must be http or https, on port 80 or 443")
     with contextlib.ExitStack() as cleanup:
-        sock = cleanup.enter_context(connect(parts.scheme, parts.hostname, parts.port, deadline))
-        # A server that trickles bytes renews the socket's time-out for ever; the watchdog hangs up anyway.
+        sock = cleanup.enter_context(connect(parts.scheme, host, port, deadline))
+        # A slow server restarts the socket's time-out with each byte; the watchdog closes the connection.
         watchdog = threading.Timer(max(0, deadline - time.monotonic()), hang_up, [sock])
         watchdog.start()
         cleanup.callback(watchdog.cancel)
         if isinstance(sock, ssl.SSLSocket):
             sock.do_handshake()
-        connection = http.client.HTTPConnection(parts.hostname, parts.port or PORTS[parts.scheme])
+        connection = http.client.HTTPConnection(host, port)
         connection.sock = sock
-        connection.request(
-            "GET", target(parts), headers={"User-Agent": "fastai-sagemaker", "Accept": "image/*"}
-        )
+        headers = {"User-Agent": "fastai-sagemaker", "Accept": "image/*"}
+        connection.request("GET", target(parts), headers=headers)
         response = cleanup.enter_context(connection.getresponse())
         if response.status in (301, 302, 303, 307, 308) and response.headers["Location"]:
             return b"", response.headers["Location"]
@@ -82,26 +84,23 @@ def get(url: str, deadline: float) -> tuple[bytes, str | None]:
             raise FailedError(f"the address answered with status {response.status}")
         body = response.read(MAX_BYTES + 1)
     if len(body) > MAX_BYTES:
-        raise FailedError(f"behind the address are more than {MAX_BYTES // 10**6} MB")
+        raise FailedError(f"the address has more than {MAX_BYTES // 10**6} MB")
     if time.monotonic() >= deadline:  # the watchdog may have cut the body short without an error
         raise TimeoutError
     return body, None
 
 
 def target(parts: SplitResult) -> str:
-    """An address's path and query as HTTP carries them; people write spaces and accents."""
+    """An address's path and query, percent-encoded: people write spaces and accents."""
     query = f"?{quote(parts.query, safe=SAFE)}" if parts.query else ""
     return quote(parts.path or "/", safe=SAFE) + query
 
 
-def connect(scheme: str, host: str | None, port: int | None, deadline: float) -> socket.socket:
-    """A connection (TLS not yet begun) to `host`, once every address that its name has was found public."""
-    port = port or PORTS.get(scheme)
-    if not host or scheme not in PORTS or port not in PORTS.values():
-        raise RefusedError("an address must be http or https, on port 80 or 443")
-    addresses = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+def connect(scheme: str, host: str, port: int, deadline: float) -> socket.socket:
+    """Connect to `host` if every IP address of its name is public; the TLS handshake is the caller's."""
+    addresses = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     if not all(is_public(address) for address in addresses):
-        raise RefusedError("the address does not lie on the public internet")
+        raise RefusedError("the address is not on the public internet")
     sock = connect_first(addresses, port, deadline)
     if scheme == "http":
         return sock
@@ -110,7 +109,7 @@ def connect(scheme: str, host: str | None, port: int | None, deadline: float) ->
 
 
 def connect_first(addresses: list[str], port: int, deadline: float) -> socket.socket:
-    """A connection to the first address that answers."""
+    """Connect to the first IP address that accepts. Raises OSError."""
     error: OSError = TimeoutError()
     for address in addresses:
         left = deadline - time.monotonic()
@@ -127,7 +126,7 @@ def connect_first(addresses: list[str], port: int, deadline: float) -> socket.so
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the open internet; IPv4 inside IPv6 counts as what it is."""
+    """Whether an IP address is on the public internet; IPv4 inside IPv6 is checked as IPv4."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6 and ip.ipv4_mapped:
         ip = ip.ipv4_mapped
@@ -137,6 +136,6 @@ def is_public(address: str) -> bool:
 
 
 def hang_up(sock: socket.socket) -> None:
-    """End a connection under a read that waits on it; not by TLS's own shutdown, which would wait as well."""
+    """Close a connection under a blocked read; not by TLS's own shutdown, which would block as well."""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -1,14 +1,14 @@
-"""The four handlers of the endpoint, and the HTTP contract round them.
+"""The four handlers of the endpoint, and the HTTP contract around them.
 
-SageMaker's servers speak to a model through four functions, in this order:
+SageMaker's serving toolkits call a model through four functions, in this order:
 
     model = model_fn("/opt/ml/model")                   # once
     batch = input_fn(body, "image/jpeg")                # bytes in
     prediction = predict_fn(batch, model)
     body, content_type = output_fn(prediction, "application/json")
 
-`handle` runs the last three for one HTTP request. Both servers (server.py, app.py) call it and add nothing,
-so every rule of the contract stands here once. Needs numpy, Pillow and the engine; no torch, no fastai.
+`handle` runs the last three for one HTTP request. Both servers (server.py, app.py) call it, so every rule of
+the contract (README.md) is implemented here once. Needs numpy, Pillow and the engine; no torch, no fastai.
 """
 
 import base64
@@ -19,10 +19,9 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,20 +32,21 @@ from engine import Engine, cpus, load, memory
 from fetch import FailedError, RefusedError, fetch
 from pixels import NotAPictureError, TooLargeError, open_picture, to_pixels
 
-MAX_BODY = 25 * 10**6  # bytes; what SageMaker's real-time endpoints accept
-MAX_PICTURES = 32
+MAX_BODY = 25 * 10**6  # bytes; the payload limit of SageMaker's real-time endpoints
+MAX_PICTURES = 32  # in one request
 FETCH_SECONDS = 15  # for all the addresses of one request together
-ADDRESSED = 16  # requests that may wait for addresses at once
-# Requests that decode at once, while one of them has the engine; a picture of 50 megapixels takes 350 MB.
-DECODERS = max(1, min(cpus() + 1, (memory() - 400 * 10**6) // (350 * 10**6)))
+FETCH_SLOTS = 16  # requests that may fetch addresses at the same time
+# Requests that decode at the same time, while one of them runs the engine. Decoding 50 megapixels takes
+# 350 MB; 400 MB are for the process itself.
+DECODE_SLOTS = max(1, min(cpus() + 1, (memory() - 400 * 10**6) // (350 * 10**6)))
 PICTURE_TYPES = ("application/x-image", "application/octet-stream")
 ACCEPTS = ("application/json", "application/jsonlines", "application/x-npy")
 
 log = logging.getLogger("inference")
-# Apart, so that requests which wait for slow addresses do not keep pictures from being answered.
+# Separate pool: slow URL fetches must not block image requests.
 fetchers = ThreadPoolExecutor(4 * MAX_PICTURES, thread_name_prefix="fetch")
-waiting = threading.BoundedSemaphore(ADDRESSED)
-cores = threading.BoundedSemaphore(DECODERS)
+fetch_slots = threading.BoundedSemaphore(FETCH_SLOTS)
+decode_slots = threading.BoundedSemaphore(DECODE_SLOTS)
 
 
 class RequestError(Exception):
@@ -55,35 +55,35 @@ class RequestError(Exception):
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
         self.status = status
-        # SageMaker cuts the errors that it passes on at 2,048 bytes.
+        # SageMaker truncates the error bodies that it relays at 2,048 bytes.
         short = message.encode(errors="replace")[:600].decode(errors="ignore")
         self.answer = {"error": code, "message": short}
 
 
 @dataclass(frozen=True)
 class Model:
-    """What serving needs of a package: the engine, and the rest from model.json."""
+    """What serving needs of a package: the engine, and the other fields from model.json."""
 
     engine: Engine
     labels: list[str]
     steps: list[dict]
-    threshold: float | None  # None: one label a picture; a number: every label above it
-    draft: bool = False  # decode large JPEGs at a fraction of their size
+    threshold: float | None  # None: one label per picture; a number: every label above it
+    draft: bool = False  # decode large JPEGs at a fraction of their size (pixels.to_pixels)
 
 
 @dataclass
 class Batch:
-    """The pictures of one request, opened but not yet decoded; an error stands in the place of a bad one."""
+    """The pictures of one request, opened but not decoded; an error in the place of each bad one."""
 
     pictures: list[Image.Image | RequestError]
     several: bool = False
     top_k: int = 5
-    bad: int = 400  # the HTTP status that a broken picture has: 422 inside JSON
+    bad_status: int = 400  # HTTP status for a broken picture: 422 inside JSON
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Probabilities as float32 (pictures, labels), NaN where `errors` has the reason instead."""
+    """Probabilities as float32 (pictures, labels); NaN rows where `errors` has a reason."""
 
     probabilities: np.ndarray
     errors: list[RequestError | None]
@@ -92,7 +92,7 @@ class Prediction:
 
 
 class Answer(NamedTuple):
-    """One HTTP answer."""
+    """One HTTP response."""
 
     status: int
     content_type: str
@@ -103,9 +103,9 @@ class Answer(NamedTuple):
 
 
 def model_fn(model_dir: str | Path, mode: str | None = None) -> Model:
-    """Load the package in `model_dir` and make one warm-up prediction; `mode` is engine.load's.
+    """Load the package in `model_dir` and make one warm-up prediction; `mode` is passed to engine.load.
 
-    Raises ValueError or RuntimeError when the package is not what it says, or nothing for this machine.
+    Raises ValueError if a file is not the one that model.json describes, RuntimeError if no mode runs here.
     """
     model_dir = Path(model_dir)
     spec = json.loads((model_dir / "model.json").read_text())
@@ -117,14 +117,14 @@ def model_fn(model_dir: str | Path, mode: str | None = None) -> Model:
 
 
 def warm_up(model: Model) -> None:
-    """One prediction, which raises what is wrong with the model."""
+    """Make one prediction; raises whatever is wrong with the model."""
     predict_fn(Batch([Image.new("RGB", (640, 480))]), model)
 
 
 def input_fn(body: bytes, content_type: str = "", attributes: str = "") -> Batch:
-    """The pictures in a request's body; `attributes` is SageMaker's custom attributes header ("top_k=3").
+    """Parse a request's body; `attributes` is SageMaker's custom attributes header ("top_k=3").
 
-    Raises RequestError when nothing in the body can be answered.
+    Raises RequestError if nothing in the body can be predicted.
     """
     if len(body) > MAX_BODY:
         raise RequestError(
@@ -137,26 +137,26 @@ def input_fn(body: bytes, content_type: str = "", attributes: str = "") -> Batch
     if kind == "application/x-npy":
         return read_npy(body, top_k)
     if not kind or kind in PICTURE_TYPES or kind.startswith("image/"):
-        return Batch([read_picture(body, bad=400)], top_k=top_k)
+        return Batch([read_picture(body, bad_status=400)], top_k=top_k)
     known = ", ".join(("image/*", *PICTURE_TYPES, "application/json", "application/x-npy"))
     raise RequestError(415, "unsupported_type", f"Content-Type {kind[:100]!r} is not one of: {known}")
 
 
 def predict_fn(batch: Batch, model: Model) -> Prediction:
-    """Decode, resize and classify. A broken picture raises RequestError; in a list, it becomes one."""
-    pixels = [read_pixels(picture, model, batch.bad) for picture in batch.pictures]
-    errors = [result if isinstance(result, RequestError) else None for result in pixels]
+    """Decode, resize and classify. A broken picture raises RequestError; in a list it becomes an error."""
+    results = [read_pixels(picture, model, batch.bad_status) for picture in batch.pictures]
+    errors = [result if isinstance(result, RequestError) else None for result in results]
     if errors[0] and not batch.several:
         raise errors[0]
     good = [error is None for error in errors]
     probabilities = np.full((len(good), len(model.labels)), np.nan, np.float32)
-    if any(good):
-        probabilities[good] = model.engine.run(list(compress(pixels, good)))
+    if pixels := [result for result in results if not isinstance(result, RequestError)]:
+        probabilities[good] = model.engine.run(pixels)
     return Prediction(probabilities, errors, model, batch)
 
 
 def output_fn(prediction: Prediction, accept: str = "") -> tuple[bytes, str]:
-    """The answer's body and content type, as `accept` wishes. Raises RequestError 406."""
+    """Encode a prediction: body and content type, chosen by `accept`. Raises RequestError 406."""
     content_type = choose_accept(accept)
     if content_type == "application/x-npy":
         out = io.BytesIO()
@@ -175,15 +175,15 @@ def output_fn(prediction: Prediction, accept: str = "") -> tuple[bytes, str]:
 # --- one HTTP request
 
 
-def handle(model: Model | None, body: bytes, headers: dict[str, str], request_id: str = "") -> Answer:
-    """Answer one request under the whole contract; never raises. Header names are in lower case."""
+def handle(model: Model | None, body: bytes, headers: Mapping[str, str], request_id: str = "") -> Answer:
+    """Answer one HTTP request; never raises. Header names are in lower case."""
     try:
         if model is None:
             raise RequestError(503, "not_loaded", "the model is still loading: try again in a few seconds")
-        accept = choose_accept(headers.get("accept", ""))  # before the work, not after it
+        accept = choose_accept(headers.get("accept", ""))  # before the work: a 406 costs nothing
         attributes = headers.get("x-amzn-sagemaker-custom-attributes", "")
         batch = input_fn(body, headers.get("content-type", ""), attributes)
-        with cores:
+        with decode_slots:
             prediction = predict_fn(batch, model)
         body, content_type = output_fn(prediction, accept)
         return Answer(200, content_type, body)
@@ -197,39 +197,41 @@ def handle(model: Model | None, body: bytes, headers: dict[str, str], request_id
 
 
 def refuse(error: RequestError) -> Answer:
-    """An error as an HTTP answer."""
+    """An error as an HTTP response."""
     return Answer(error.status, "application/json", json.dumps(error.answer, ensure_ascii=False).encode())
 
 
-# --- what a request says
+# --- parsing a request
 
 
-def read_picture(data: bytes, bad: int) -> Image.Image:
-    """Open one picture; RequestError if it is none (with the status `bad`) or too large."""
+def read_picture(data: bytes, bad_status: int) -> Image.Image:
+    """Open one picture. Raises RequestError: 413 if it is too large, else `bad_status`."""
     try:
         return open_picture(data)
     except (NotAPictureError, TooLargeError) as error:
-        raise picture_error(error, bad) from None
+        raise picture_error(error, bad_status) from None
 
 
-def read_pixels(picture: Image.Image | RequestError, model: Model, bad: int) -> np.ndarray | RequestError:
-    """One picture as the graph wants it, uint8 (height, width, 3), or the reason why not."""
+def read_pixels(
+    picture: Image.Image | RequestError, model: Model, bad_status: int
+) -> np.ndarray | RequestError:
+    """The graph's input for one picture, uint8 (height, width, 3), or the reason why there is none."""
     if isinstance(picture, RequestError):
         return picture
     try:
-        return to_pixels(picture, model.steps, model.draft)
+        return to_pixels(picture, model.steps, draft=model.draft)
     except (NotAPictureError, TooLargeError) as error:
-        return picture_error(error, bad)
+        return picture_error(error, bad_status)
 
 
-def picture_error(error: NotAPictureError | TooLargeError, bad: int) -> RequestError:
-    """What pixels.py says of a picture, in the contract's words."""
-    status, code = (413, "too_large") if isinstance(error, TooLargeError) else (bad, "not_a_picture")
+def picture_error(error: NotAPictureError | TooLargeError, bad_status: int) -> RequestError:
+    """An error of pixels.py with the contract's status and code."""
+    status, code = (413, "too_large") if isinstance(error, TooLargeError) else (bad_status, "not_a_picture")
     return RequestError(status, code, str(error))
 
 
 def read_json(body: bytes, top_k: int) -> Batch:
-    """`{"url": ...}`, `{"image": "<base64>"}` or `{"instances": [...]}`, with an optional `top_k`."""
+    """Parse `{"url": ...}`, `{"image": "<base64>"}` or `{"instances": [...]}`, with an optional `top_k`."""
     try:
         request = json.loads(body)
     except (ValueError, RecursionError):
@@ -243,44 +245,41 @@ def read_json(body: bytes, top_k: int) -> Batch:
     if not isinstance(instances, list) or not 1 <= len(instances) <= MAX_PICTURES:
         raise RequestError(422, "no_picture", f'"instances" must be a list of 1 to {MAX_PICTURES} pictures')
     top_k = check_top_k(request.get("top_k", top_k))
-    with waiting_room(any(map(has_address, instances))):
+    urls = [url_of(instance) for instance in instances]
+    with fetch_slot() if any(url is not None for url in urls) else contextlib.nullcontext():
         deadline = time.monotonic() + FETCH_SECONDS
-        fetches = [start_fetch(instance, deadline) for instance in instances]  # all of them at once
+        # All of them at once: the first is not opened before the last is on its way.
+        fetches = [None if url is None else fetchers.submit(fetch, url, deadline) for url in urls]
         pictures = [open_instance(*pair, deadline) for pair in zip(instances, fetches, strict=True)]
-    return Batch(pictures, several, top_k, bad=422)
+    return Batch(pictures, several, top_k, bad_status=422)
 
 
-def has_address(instance: object) -> bool:
-    """Whether an instance is an address to fetch, and not a picture."""
-    return isinstance(instance, dict) and isinstance(instance.get("url"), str) and "image" not in instance
+def url_of(instance: object) -> str | None:
+    """The address that an instance asks to fetch; None if it is something else, such as a picture."""
+    url = instance.get("url") if isinstance(instance, dict) and "image" not in instance else None
+    return url if isinstance(url, str) else None
 
 
 @contextlib.contextmanager
-def waiting_room(needed: bool) -> Iterator[None]:
-    """One of the places for requests that wait for other people's servers; RequestError 503 without one."""
-    if needed and not waiting.acquire(blocking=False):
+def fetch_slot() -> Iterator[None]:
+    """Hold one of the FETCH_SLOTS. Raises RequestError 503 if none is free."""
+    if not fetch_slots.acquire(blocking=False):
         text = "too many addresses are being fetched: try again in a second, or send the pictures"
         raise RequestError(503, "busy", text)
     try:
         yield
     finally:
-        if needed:
-            waiting.release()
-
-
-def start_fetch(instance: object, deadline: float) -> Future | None:
-    """Begin to fetch the instance's address, if an address is what it has."""
-    return fetchers.submit(fetch, instance["url"], deadline) if has_address(instance) else None
+        fetch_slots.release()
 
 
 def open_instance(instance: object, fetching: Future | None, deadline: float) -> Image.Image | RequestError:
-    """One picture of a JSON request, or the reason why there is none."""
+    """Open one picture of a JSON request; the reason if that fails."""
     try:
         if fetching:
-            return read_picture(fetching.result(max(0, deadline - time.monotonic())), bad=422)
+            return read_picture(await_fetch(fetching, deadline), bad_status=422)
         if isinstance(instance, dict) and isinstance(instance.get("image"), str) and "url" not in instance:
-            text = "".join(instance["image"].split())  # some encoders break lines
-            return read_picture(base64.b64decode(text, validate=True), bad=422)
+            text = "".join(instance["image"].split())  # MIME encoders break base64 into lines
+            return read_picture(base64.b64decode(text, validate=True), bad_status=422)
         return RequestError(422, "no_picture", 'a picture is {"url": "https://..."} or {"image": "<base64>"}')
     except RequestError as error:
         return error
@@ -288,15 +287,21 @@ def open_instance(instance: object, fetching: Future | None, deadline: float) ->
         return RequestError(422, "address_refused", str(error))
     except FailedError as error:
         return RequestError(422, "address_failed", str(error))
-    except TimeoutError:
-        fetching.cancel()
-        return RequestError(422, "address_failed", f"the address did not answer within {FETCH_SECONDS} s")
     except ValueError:
         return RequestError(422, "no_picture", '"image" is not base64')
 
 
+def await_fetch(fetching: Future, deadline: float) -> bytes:
+    """The fetched bytes. Raises what `fetch` raised, or FailedError after `deadline`."""
+    try:
+        return fetching.result(max(0, deadline - time.monotonic()))
+    except TimeoutError:
+        fetching.cancel()  # it may still be queued
+        raise FailedError(f"the address did not answer within {FETCH_SECONDS} s") from None
+
+
 def read_npy(body: bytes, top_k: int) -> Batch:
-    """A uint8 array (height, width, 3) or (pictures, height, width, 3) in NumPy's format."""
+    """Parse a uint8 array (height, width, 3) or (pictures, height, width, 3) in NumPy's .npy format."""
     stream = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(stream)
@@ -304,7 +309,7 @@ def read_npy(body: bytes, top_k: int) -> Batch:
         shape, fortran, dtype = read_header(stream)
         if dtype != np.uint8 or fortran or len(shape) not in (3, 4) or shape[-1] != 3 or min(shape) < 1:
             raise ValueError(f"{dtype} {shape}")
-        # Not np.load, which reserves whatever memory the header claims, and can unpickle.
+        # Not np.load, which allocates whatever size the header claims, and can unpickle.
         array = np.frombuffer(body, np.uint8, offset=stream.tell()).reshape(shape)
     except Exception:  # numpy's header parser lets TokenError, RecursionError and others through
         text = (
@@ -318,36 +323,36 @@ def read_npy(body: bytes, top_k: int) -> Batch:
 
 
 def read_attributes(attributes: str) -> int:
-    """`top_k` out of SageMaker's custom attributes, "top_k=3" among whatever else is there."""
+    """`top_k` from SageMaker's custom attributes ("top_k=3", between commas); the default without one."""
     for attribute in attributes.split(","):
-        name, _, value = attribute.partition("=")
+        name, _, text = attribute.partition("=")
         if name.strip() == "top_k":
-            with contextlib.suppress(ValueError):
-                value = int(value)
-            return check_top_k(value)
+            try:
+                return check_top_k(int(text))
+            except ValueError:
+                return check_top_k(text)  # which rejects it
     return Batch.top_k
 
 
 def check_top_k(value: object) -> int:
-    """`value` if it is a whole number from 1; else RequestError 422."""
+    """Return `value` if it is a whole number from 1. Raises RequestError 422."""
     if type(value) is not int or value < 1:
         raise RequestError(422, "bad_top_k", f"top_k must be a whole number from 1, not {str(value)[:50]!r}")
     return value
 
 
-# --- what an answer says
+# --- encoding an answer
 
 
 def choose_accept(accept: str) -> str:
-    """The first of our content types that an Accept header wishes, by its q values; else RequestError 406."""
-    wishes = []
+    """The content type of ours that an Accept header prefers, by its q values. Raises RequestError 406."""
+    preferences = []
     for part in (accept or "*/*").lower().split(","):
         kind, *parameters = (text.strip() for text in part.split(";"))
         quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
-        wishes.append((quality, kind))
-    for quality, kind in sorted(
-        wishes, reverse=True, key=lambda wish: wish[0]
-    ):  # "0" to "1.000": text sorts them
+        preferences.append((quality, kind))
+    # q values are "0" to "1.000", which sort as text (RFC 9110, 12.4.2).
+    for quality, kind in sorted(preferences, reverse=True, key=lambda preference: preference[0]):
         if quality.strip("0.") and kind in ACCEPTS:
             return kind
         if quality.strip("0.") and kind in ("*/*", "*", "application/*"):
@@ -356,7 +361,7 @@ def choose_accept(accept: str) -> str:
 
 
 def describe(row: np.ndarray, model: Model, top_k: int) -> dict:
-    """One picture's probabilities (labels,) in words, best first."""
+    """The answer for one picture from its probabilities (labels,), best first."""
     best = np.argsort(-row, kind="stable")
     ranked = [{"class": model.labels[i], "confidence": round(float(row[i]), 6)} for i in best[:top_k]]
     answer = {**ranked[0], "predictions": ranked}

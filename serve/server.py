@@ -1,22 +1,27 @@
-"""A plain server round the handlers: `python server.py [--model DIR] [--host 127.0.0.1] [--port 8080]`.
+"""A plain server around the handlers: `python server.py [--model DIR] [--host 127.0.0.1] [--port 8080]`.
 
-It listens at once, and answers 503 until the model is loaded and has made a warm-up prediction; so GET /ping
-is 200 exactly when POST /invocations can answer. Exits 1 with the reason if the model cannot be loaded.
+It listens at once, prints its address, and answers 503 until the model is loaded and has made a warm-up
+prediction; so GET /ping is 200 exactly when POST /invocations can be answered. Exits 1 with the reason if the
+port cannot be bound or the model cannot be loaded.
 """
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from starlette.applications import Starlette
@@ -25,8 +30,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from inference import (
-    ADDRESSED,
-    DECODERS,
+    DECODE_SLOTS,
+    FETCH_SLOTS,
     MAX_BODY,
     Answer,
     Model,
@@ -37,41 +42,46 @@ from inference import (
     warm_up,
 )
 
+if TYPE_CHECKING:
+    import uvicorn
+
 # In the archive this file is code/server.py, and the folder above is the model.
 MODEL_DIR = Path(os.environ.get("SM_MODEL_DIR", Path(__file__).resolve().parents[1]))
-PLACES = 64  # requests at once: each may hold a body of 25 MB, and waits for all that came before it
-BODY_SECONDS = 30  # for a body to arrive
-KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep idle connections, or they ask one that just closed
-LEAVE_SECONDS = 1  # after SIGTERM, to tell the clients on open connections that these close
-DRAIN_SECONDS = 25  # after that, for the last answers; SageMaker sends SIGKILL 30 s after SIGTERM
+REQUEST_SLOTS = 64  # requests at the same time: each may hold a body of 25 MB, and waits for those before it
+BODY_SECONDS = 30  # to receive a body
+KEEP_ALIVE_SECONDS = 75  # longer than load balancers (AWS's: 60 s), or they reuse a closed connection
+CLOSING_SECONDS = 1  # after SIGTERM, to send "Connection: close" to the clients on open connections
+DRAIN_SECONDS = 25  # after that, to finish requests in flight; SageMaker sends SIGKILL 30 s after SIGTERM
+M_MMAP_THRESHOLD = -3  # mallopt(3), malloc.h
+MMAP_BYTES = 4 * 2**20
 
-places = asyncio.Semaphore(PLACES)
-# In the handlers at once: all that may wait for addresses, and enough pictures besides.
-threads = anyio.CapacityLimiter(ADDRESSED + DECODERS)
+request_slots = asyncio.Semaphore(REQUEST_SLOTS)
+# Handler threads: every request that may fetch addresses, and as many as may decode.
+threads = anyio.CapacityLimiter(FETCH_SLOTS + DECODE_SLOTS)
 log = logging.getLogger("server")
-asked = logging.getLogger("asked")
+access_log = logging.getLogger("access")
 
 
 async def answer(model: Model | None, request: Request) -> Response:
-    """One HTTP request through the handlers, on another thread: the event loop stays free for /ping.
+    """Run the handlers for one HTTP request, on another thread: the event loop stays free for /ping.
 
-    503 at once if PLACES requests are here already, 408 if the body comes too slowly. Leaves the request's
-    `id`, which a failure of ours repeats, and the `bytes` of its body in `request.state`.
+    503 at once if all REQUEST_SLOTS are taken, 408 if the body is not received within BODY_SECONDS. Sets
+    `request.state.id`, which a status 500 repeats, and `request.state.bytes`, the length of the body.
     """
     state = request.state
     given = request.headers.get("x-amzn-sagemaker-inference-id", "")[:64]
     state.id = given if given.isascii() and given.isprintable() and given else uuid.uuid4().hex[:12]
     state.bytes = 0
-    if places.locked():
+    if request_slots.locked():
         return reply(refuse(RequestError(503, "busy", "too many requests at once: try again in a second")))
-    async with places:
+    async with request_slots:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await read_body(request)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there to read it
+            return Response(status_code=400)  # only for the log: the connection is closed
         except TimeoutError:
-            text = f"the body did not arrive within {BODY_SECONDS} s: send a smaller picture"
+            text = f"the body was not received within {BODY_SECONDS} s: send a smaller picture"
             return reply(refuse(RequestError(408, "slow_body", text)), Connection="close")
         state.bytes = len(body)
         work = partial(handle, model, body, request.headers, state.id)
@@ -79,15 +89,16 @@ async def answer(model: Model | None, request: Request) -> Response:
 
 
 def reply(answer: Answer, **headers: str) -> Response:
-    """The handlers' answer as a response."""
+    """The handlers' answer as a response of starlette."""
     if answer.status == 503:
         headers["Retry-After"] = "1"
     return Response(answer.body, answer.status, headers, answer.content_type)
 
 
 async def read_body(request: Request) -> bytes:
-    """The request's body, or as much of it as input_fn needs to refuse it: HTTP's server drops the rest."""
-    chunks, size = [], 0
+    """The request's body, cut just above MAX_BODY, which input_fn rejects; uvicorn discards the rest."""
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in request.stream():
         chunks.append(chunk)
         size += len(chunk)
@@ -97,15 +108,15 @@ async def read_body(request: Request) -> bytes:
 
 
 async def ping(request: Request) -> Response:
-    """SageMaker's health check. After a failure of ours the model must prove again that it can answer."""
+    """SageMaker's health check. After a status 500 it makes a new warm-up prediction first."""
     state = request.app.state
     if state.suspect:
         state.suspect = not await anyio.to_thread.run_sync(can_answer, state.model)
-    return Response(status_code=200 if state.model and not state.suspect and not state.leaving else 503)
+    return Response(status_code=200 if state.model and not state.suspect and not state.draining else 503)
 
 
 def can_answer(model: Model) -> bool:
-    """Whether the warm-up prediction still works."""
+    """Whether the warm-up prediction succeeds."""
     try:
         warm_up(model)
     except Exception:
@@ -115,63 +126,92 @@ def can_answer(model: Model) -> bool:
 
 
 async def invocations(request: Request) -> Response:
-    """SageMaker's request for a prediction, and a line about it in the log."""
+    """SageMaker's request for a prediction; writes a line to the access log."""
     state, start = request.app.state, time.perf_counter()
     response = await answer(state.model, request)
-    note(request, response.status_code, time.perf_counter() - start)
+    log_access(request, response.status_code, time.perf_counter() - start)
     state.suspect |= response.status_code == 500
-    if state.leaving:
+    if state.draining:
         response.headers["Connection"] = "close"
     return response
 
 
-def note(request: Request, status: int, seconds: float) -> None:
-    """One JSON line on an answer: nothing of what was asked about, for pictures and addresses are private."""
+def log_access(request: Request, status: int, seconds: float) -> None:
+    """Write one JSON line, without the request's content: pictures and addresses are private."""
     state = request.state
     line = {"id": state.id, "status": status, "ms": round(1000 * seconds, 1), "bytes": state.bytes}
-    asked.info(json.dumps(line))
+    access_log.info(json.dumps(line))
 
 
 def application() -> Starlette:
-    """The ASGI application; set `.state.model` when there is one, and `.state.leaving` before the end."""
+    """The ASGI application; its user sets `state.model` once loaded, and `state.draining` before the stop."""
     app = Starlette(
         routes=[
             Route("/ping", ping),
             Route("/invocations", invocations, methods=["POST"]),
         ]
     )
-    app.state.model, app.state.suspect, app.state.leaving = None, False, False
+    app.state.model, app.state.suspect, app.state.draining = None, False, False
     return app
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until SIGTERM or Ctrl-C; requests in flight are answered first."""
+    """Serve until SIGTERM or Ctrl-C; finish requests in flight first. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(":")[0])
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="folder with model.json and model.onnx")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--port", type=int, default=8080, help="0 takes a free one; the log names it")
     args = parser.parse_args(argv)
     set_up_logging()
+    return_large_blocks()
+    try:
+        listener = bind(args.host, args.port)
+    except OSError as error:
+        log.error("cannot listen on %s port %s: %s", args.host, args.port, error.strerror or error)
+        return 1
     app = application()
     loading = ThreadPoolExecutor(1).submit(load, args.model)
     try:
-        listen(app, args.host, args.port, loading)
+        http_server(app, loading).run(sockets=[listener])
     except KeyboardInterrupt:
         return 0
     return 0 if app.state.model else 1
 
 
 def set_up_logging() -> None:
-    """To stdout: a JSON line for each request, and in words all else."""
+    """Log to stdout: a line of JSON for each request, a line of text for everything else."""
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s")
     lines = logging.StreamHandler(sys.stdout)
     lines.setFormatter(logging.Formatter("%(message)s"))
-    asked.addHandler(lines)
-    asked.propagate = False
+    access_log.addHandler(lines)
+    access_log.propagate = False
+
+
+def return_large_blocks() -> bool:
+    """Make malloc return freed pixels to the system at once; False where there is no glibc.
+
+    By default glibc raises this threshold to the largest block that was ever freed, and keeps smaller ones in
+    a heap for each thread (man 3 mallopt): large pictures would stay in memory once for each decoding thread.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:  # glibc's own variable: someone chose a value
+        return True
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # musl, macOS and Windows lack mallopt
+        return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_BYTES))
+    return False
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; its address is the log's first line. Raises OSError."""
+    if not 0 <= port <= 65_535:
+        raise OSError("a port is a number from 0 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=2048)
+    log.info("listening on http://%s:%s", f"[{host}]" if ":" in host else host, listener.getsockname()[1])
+    return listener
 
 
 def load(model_dir: Path) -> Model:
-    """The model, warm."""
+    """Load the model and warm it up."""
     start = time.perf_counter()
     model = model_fn(model_dir)
     seconds = time.perf_counter() - start
@@ -179,21 +219,27 @@ def load(model_dir: Path) -> Model:
     return model
 
 
-def listen(app: Starlette, host: str, port: int, loading: Future) -> None:
-    """Listen until a signal, or until the model cannot be loaded."""
-    import uvicorn  # here, because the model loads meanwhile
+def http_server(app: Starlette, loading: Future) -> "uvicorn.Server":
+    """The server of `app`, which stops on a signal, or if loading the model fails."""
+    import uvicorn  # here, because the model loads in the meantime
+
+    class Server(uvicorn.Server):
+        """Serves for CLOSING_SECONDS after a signal, to close open connections with their next answer."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.draining = True
+            delay = CLOSING_SECONDS if self.server_state.connections else 0
+            threading.Timer(delay, super().handle_exit, (sig, frame)).start()
 
     config = uvicorn.Config(
         app,
-        host,
-        port,
         log_config=None,
         access_log=False,
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
 
     def loaded(loading: Future) -> None:
         try:
@@ -202,13 +248,8 @@ def listen(app: Starlette, host: str, port: int, loading: Future) -> None:
             log.error("the model cannot be served: %s", error)
             server.should_exit = True
 
-    def leave(*signal: object, end: Callable = server.handle_exit) -> None:
-        app.state.leaving = True
-        threading.Timer(LEAVE_SECONDS if server.server_state.connections else 0, end, signal).start()
-
     loading.add_done_callback(loaded)
-    server.handle_exit = leave
-    server.run()
+    return server
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""client/cli.py: which pictures it asks about, what it prints, and its exit codes."""
+"""client/cli.py: which pictures it sends, what it prints, and its exit codes."""
 
 import io
 import json
@@ -21,13 +21,13 @@ PETS = Path(__file__).parents[3] / "shared/pets/images"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def short_waits(monkeypatch):
     monkeypatch.setattr(predictor, "FIRST_WAIT", 0.01)
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of pictures, with a sub-folder, a hidden one, and files that are none."""
+    """A folder of pictures, with a sub-folder, a hidden one, and a file that is not a picture."""
     for name in ("b.png", "a.jpg", "more/c.JPEG", ".hidden.png", ".cache/d.png"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,10 +37,10 @@ def photos(tmp_path):
 
 
 def by_size(body):
-    """An answer that tells pictures apart: real pictures are cats, other bytes are refused."""
+    """Answer by the body: b"bad..." is rejected, everything else is a cat."""
     if body.startswith(b"bad"):
         return reply(
-            400, {"error": "not_a_picture", "message": "these bytes are no picture [that] can be read"}
+            400, {"error": "not_a_picture", "message": "these bytes are not a picture [that] can be read"}
         )
     return reply()
 
@@ -73,13 +73,13 @@ def entry(number, predicted="cat", label="cat", confidence=0.9, **margin):
 # Which pictures
 
 
-def test_folders_give_their_pictures_sorted_and_without_hidden_ones(photos):
+def test_folders_are_expanded_sorted_and_without_hidden_files(photos):
     assert cli.find_pictures([str(photos)]) == [
         str(photos / name) for name in ("a.jpg", "b.png", "more/c.JPEG")
     ]
 
 
-def test_words_are_files_globs_and_addresses_each_once(photos, monkeypatch):
+def test_arguments_are_files_globs_and_addresses_each_once(photos, monkeypatch):
     monkeypatch.chdir(photos)
     Path("[x].png").touch()
     words = ["[x].png", "*.png", "https://example.org/d.jpg", "notes.txt", "**/*.JPEG", "b.png"]
@@ -96,11 +96,11 @@ def test_the_table_shows_every_answer_and_the_summary(photos, capsys):
         code, out, _ = run(capsys, photos, "--url", server.url)
     assert code == 1
     assert re.search(r"a\.jpg +cat +━+ +90\.0 % +dog 10 % +\d+", out)
-    assert re.search(r"broken\.jpg +these bytes are no picture \[that\] can be", out)
+    assert re.search(r"broken\.jpg +these bytes are not a picture \[that\] can", out)
     assert re.search(r"^4 pictures, 1 failed; p50 \d+ ms, p99 \d+ ms; [\d.]+ pictures/s$", out, re.MULTILINE)
 
 
-def test_json_is_all_there_is_on_stdout(photos, capsys):
+def test_json_is_the_only_output_on_stdout(photos, capsys):
     (photos / "broken.jpg").write_bytes(b"bad")
     with scripted(answer=by_size) as server:
         code, out, _ = run(capsys, photos, "--url", server.url, "--json", "--top-k", "2")
@@ -116,7 +116,7 @@ def test_json_is_all_there_is_on_stdout(photos, capsys):
     assert {key: first[key] for key in ANSWER} == ANSWER
     assert (broken["error"], broken["message"]) == (
         "not_a_picture",
-        "these bytes are no picture [that] can be read",
+        "these bytes are not a picture [that] can be read",
     )
     assert first["latency_ms"] > 0
     assert {key: result["summary"][key] for key in ("pictures", "failed")} == {"pictures": 4, "failed": 1}
@@ -134,7 +134,7 @@ def test_several_labels_are_shown_together(photos, capsys):
 
 
 def on_terminal(*words, **env):
-    """What a terminal of 120 columns with all colours receives, and the exit code."""
+    """What a terminal of 120 columns with all colours displays, and the exit code."""
     ours, theirs = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "120", **env}
     with subprocess.Popen([sys.executable, CLI, *words], stdout=theirs, stderr=theirs, env=env) as process:
@@ -147,7 +147,7 @@ def on_terminal(*words, **env):
 
 
 def read(terminal):
-    """What came next; nothing at the end, which Linux tells as an error."""
+    """The next output; empty at the end, which Linux reports as an error."""
     try:
         return os.read(terminal, 65536)
     except OSError:
@@ -166,14 +166,14 @@ def test_a_terminal_with_colours_shows_thumbnails(photos):
 
 
 @pytest.mark.skipif(not PETS.exists(), reason="needs real photographs")
-def test_a_hundred_photographs_get_a_line_each(capsys):
+def test_many_photographs_get_one_line_each(capsys):
     with scripted(reply()) as server:
         code, out, _ = run(capsys, PETS, "--url", server.url, "--concurrency", "8")
     assert code == 0
     assert len(out.splitlines()) == len(list(PETS.glob("*.jpg"))) + 5
 
 
-# What training said
+# Compared with training
 
 
 def test_answers_that_agree_with_training_pass(tmp_path, capsys):
@@ -224,7 +224,7 @@ def test_near_ties_are_shown_but_do_not_fail(tmp_path, capsys, ties, sentence):
 
 
 @pytest.mark.parametrize(("sure", "code"), [(100, 0), (99, 1)])
-def test_one_in_a_hundred_may_differ_where_training_was_sure(tmp_path, capsys, sure, code):
+def test_one_percent_of_the_sure_answers_may_differ(tmp_path, capsys, sure, code):
     entries = [entry(number, margin=0.9) for number in range(1, sure)]
     file = validation(tmp_path, entry(0, predicted="dog", margin=0.9), *entries, entry(100, margin=0.1))
     with scripted(reply()) as server:
@@ -232,7 +232,7 @@ def test_one_in_a_hundred_may_differ_where_training_was_sure(tmp_path, capsys, s
 
 
 @pytest.mark.parametrize(("predicted", "code"), [("cat", 0), ("dog", 1)])
-def test_where_training_was_never_sure_every_answer_counts(tmp_path, capsys, predicted, code):
+def test_if_training_was_never_sure_every_answer_counts(tmp_path, capsys, predicted, code):
     file = validation(tmp_path, entry(0, margin=0.1), entry(1, predicted=predicted, margin=0.1))
     with scripted(reply()) as server:
         found, out, _ = run(capsys, "--url", server.url, "--expect", file)
@@ -269,7 +269,7 @@ def test_large_pictures_are_scaled_down_but_not_to_compare_with_training(tmp_pat
     assert sizes == [(1280, 960), (100, 75), (1600, 1200), (1600, 1200)]
 
 
-def test_pictures_given_are_matched_by_name_and_others_are_only_shown(tmp_path, photos, capsys):
+def test_given_pictures_are_matched_by_name_and_others_are_only_shown(tmp_path, photos, capsys):
     file = validation(tmp_path, entry(0), entry(1))
     with scripted(reply()) as server:
         code, out, _ = run(
@@ -300,15 +300,15 @@ def test_several_labels_are_compared_as_a_set(tmp_path, capsys):
     [
         (
             ["a.jpg"],
-            "error: no endpoint to ask: give --endpoint NAME for one on SageMaker, or start one on this ",
+            "error: no endpoint given: pass --endpoint NAME for one on SageMaker, or start one on this ",
         ),
-        (["--url", "http://127.0.0.1:1"], "error: no picture to ask about: give files, folders or addresses"),
+        (["--url", "http://127.0.0.1:1"], "error: no pictures given: pass files, folders or addresses"),
         (["nothing.jpg", "--url", "http://127.0.0.1:1"], "error: there is no file nothing.jpg"),
         (["no*thing", "--url", "http://127.0.0.1:1"], "error: there is no file no*thing"),
         ([".cache/empty", "--url", "http://127.0.0.1:1"], "error: there is no picture in .cache/empty"),
         (
             ["a.jpg", "--url", "127.0.0.1:1"],
-            "error: an address starts with http:// or https://, not like '127",
+            "error: an address starts with http:// or https://, unlike '127",
         ),
         (
             ["--expect", "none.json", "--url", "http://x"],
@@ -343,13 +343,13 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(photos, monkeypatch, capsys
         ["--shrink", "-1"],
     ],
 )
-def test_argparse_refuses_what_makes_no_sense(words, capsys):
+def test_argparse_rejects_wrong_values(words, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(words)
     assert "error: argument" in capsys.readouterr().err
 
 
-def test_an_endpoint_out_of_reach_is_exit_code_3_and_soon(photos, capsys):
+def test_an_unreachable_endpoint_is_exit_code_3_without_trying_every_picture(photos, capsys):
     for number in range(40):
         (photos / f"{number}.jpg").write_bytes(b"x")
     code, out, err = run(capsys, photos, "--url", "http://127.0.0.1:1")
@@ -357,7 +357,7 @@ def test_an_endpoint_out_of_reach_is_exit_code_3_and_soon(photos, capsys):
     assert err.splitlines()[-1].startswith("error: http://127.0.0.1:1/invocations cannot be reached")
 
 
-def test_aws_refusing_altogether_is_exit_code_3(photos, monkeypatch, capsys):
+def test_an_error_of_aws_for_every_picture_is_exit_code_3(photos, monkeypatch, capsys):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "example")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
@@ -368,7 +368,7 @@ def test_aws_refusing_altogether_is_exit_code_3(photos, monkeypatch, capsys):
     assert err.splitlines()[-1].startswith("error: Endpoint pets of account 1 not found; `aws sagemaker list")
 
 
-def test_help_is_quick_and_tells_every_option():
+def test_help_imports_nothing_heavy_and_lists_every_option():
     done = subprocess.run([sys.executable, "-X", "importtime", CLI, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     for word in (
@@ -385,7 +385,7 @@ def test_help_is_quick_and_tells_every_option():
     assert not re.search(r"\b(rich|requests|boto3|PIL|numpy)\b", done.stderr)
 
 
-# Against the real thing
+# A real endpoint
 
 
 def test_the_endpoint_agrees_with_training(endpoint, capsys):

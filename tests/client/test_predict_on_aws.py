@@ -1,4 +1,4 @@
-"""The client and every kind of endpoint on SageMaker: what is sent, waited for, cleared away and said."""
+"""The client with every kind of endpoint on SageMaker: what it sends, waits for, deletes and prints."""
 
 import io
 import json
@@ -27,11 +27,11 @@ from predictor import INLINE_LIMIT, SERVERLESS_LIMIT, ImagePredictor
 from support import INVOKE, ROOT
 
 BUCKET = "mine"
-PICTURE = b"\xff\xd8\xffcat"  # to the container that aws.knowing is
+PICTURE = b"\xff\xd8\xffcat"  # as the container aws.knowing reads it
 ANSWER = {"class": "cat", "confidence": 0.95, "predictions": []}
 NOT_A_PICTURE = '{"error": "not_a_picture", "message": "these bytes are no picture that can be read"}'
 NOT_LOADED = b'{"error": "not_loaded", "message": "the model is still loading"}'
-DELETED = ("s3:DeleteObject", "s3:DELETE")  # the cloud may not know its name
+DELETED = ("s3:DeleteObject", "s3:DELETE")  # the fake may not know the operation's name
 VARIANTS = {
     "real-time": {"InstanceType": "ml.m5.large", "InitialInstanceCount": 1},
     "serverless": {"ServerlessConfig": {"MemorySizeInMB": 2048, "MaxConcurrency": 5}},
@@ -45,7 +45,7 @@ FAULTS_HERE = {
 
 
 class Later:
-    """InvokeEndpointAsync as AWS describes it: also inline, and answered after some looks at S3."""
+    """InvokeEndpointAsync as AWS documents it: also inline, and answered after some reads of S3."""
 
     def __init__(self):
         self.requests, self.looks, self.words = [], 0, "{}"
@@ -64,17 +64,17 @@ class Later:
         body = request.get_data()
         if source := request.headers.get("X-Amzn-SageMaker-InputLocation"):
             assert body == b""
-            body = cloud.client("s3").get_object(**predictor._in_s3(source))["Body"].read()
+            body = cloud.client("s3").get_object(**predictor._parse_s3_uri(source))["Body"].read()
         self.requests.append((source, dict(request.headers), body))
         status, answer = cloud.answer(endpoint, request.headers, body)
-        place = predictor._in_s3(places["Output" if status == 200 else "Failure"])
+        place = predictor._parse_s3_uri(places["Output" if status == 200 else "Failure"])
         answer = answer if status == 200 else self.words.format(answer.decode(), status=status).encode()
         self.write(cloud, place, answer)
         headers = {f"X-Amzn-SageMaker-{key}Location": place for key, place in places.items()}
         return Response(json.dumps({"InferenceId": "1"}), 202, headers, content_type="application/json")
 
     def write(self, cloud, place, answer):
-        """At once, when somebody has looked so many times, or (None) never."""
+        """Write the answer at once, after so many reads of S3, or (None) never."""
         if self.looks is None:
             return
         looked = cloud.calls["s3:GetObject"] + self.looks
@@ -99,7 +99,7 @@ def later(monkeypatch):
 
 @pytest.fixture
 def cloud(monkeypatch, later):
-    """An account that this process, too, takes for AWS; waiting takes little time."""
+    """An AWS account for this process; waits are short."""
     aws.nobody(monkeypatch)
     monkeypatch.setattr(predictor, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(predictor, "LONGEST_WAIT", 0.04)
@@ -131,14 +131,14 @@ def make(cloud, kind, **outputs):
 
 
 def noise(side):
-    """A picture that no format makes much smaller, and a container that takes any."""
+    """A picture that no format compresses."""
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 
 def taking(sizes):
-    """A container that notes how much it gets."""
+    """A container that records the sizes of the bodies."""
 
     def answer(endpoint, headers, body):
         sizes.append(len(body))
@@ -151,10 +151,10 @@ def taking(sizes):
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
-def test_aws_is_asked_once_what_kind_it_is(cloud, kind):
+def test_the_kind_is_looked_up_once(cloud, kind):
     make(cloud, kind)
     pets = ImagePredictor("pets")
-    assert (pets.kind, pets.where) == (kind, f"endpoint pets in eu-west-1 ({kind}) at {cloud.url}")
+    assert (pets.kind, pets.description) == (kind, f"endpoint pets in eu-west-1 ({kind}) at {cloud.url}")
     assert list(pets.predict_many([PICTURE] * 3)) == [ANSWER] * 3
     assert (cloud.calls["sagemaker:DescribeEndpoint"], cloud.calls["sagemaker:DescribeEndpointConfig"]) == (
         1,
@@ -163,22 +163,22 @@ def test_aws_is_asked_once_what_kind_it_is(cloud, kind):
 
 
 @pytest.mark.parametrize("call", ["DescribeEndpoint", "DescribeEndpointConfig"])
-def test_who_may_only_invoke_takes_it_for_a_real_time_one(cloud, call):
+def test_without_permission_to_describe_real_time_is_assumed(cloud, call):
     make(cloud, "real-time")
     cloud.break_(f"sagemaker:{call}", "denied")
     pets = ImagePredictor("pets")
-    assert pets.where == f"endpoint pets in eu-west-1 (taken for real-time) at {cloud.url}"
+    assert pets.description == f"endpoint pets in eu-west-1 (assumed real-time) at {cloud.url}"
     assert pets.predict(PICTURE) == ANSWER
 
 
 @pytest.mark.parametrize("kind", ["real-time", "serverless"])
-def test_a_kind_that_is_given_is_not_looked_up(cloud, kind):
+def test_a_given_kind_is_not_looked_up(cloud, kind):
     make(cloud, kind)
     assert ImagePredictor("pets", kind=kind).predict(PICTURE) == ANSWER
     assert cloud.calls == {"sagemaker:InvokeEndpoint": 1}
 
 
-def test_an_endpoint_that_is_not_there_is_a_sentence_when_it_is_asked(cloud):
+def test_an_endpoint_that_does_not_exist_is_an_error_at_the_first_request(cloud):
     error = failure(ImagePredictor("nobody").predict, PICTURE)
     assert (error.code, error.status) == ("aws", 400)
     assert str(error).startswith("Endpoint nobody of account 123456789012 not found; `aws sagemaker list-end")
@@ -187,7 +187,7 @@ def test_an_endpoint_that_is_not_there_is_a_sentence_when_it_is_asked(cloud):
 # Serverless
 
 
-def test_a_serverless_endpoint_gets_no_more_than_it_takes(cloud):
+def test_a_picture_is_scaled_down_to_the_serverless_limit(cloud):
     make(cloud, "serverless")
     cloud.answer = taking(sizes := [])
     picture = noise(1250)
@@ -201,25 +201,25 @@ def test_a_serverless_endpoint_gets_no_more_than_it_takes(cloud):
     )
 
 
-def test_a_cold_start_is_waited_for_and_told(cloud):
+def test_a_cold_start_is_retried_with_a_message(cloud):
     make(cloud, "serverless")
     replies = [(503, NOT_LOADED), (0, b"Your invocation timed out while waiting for a response"), None]
     cloud.answer = lambda *request: replies.pop(0) or aws.knowing(*request)
     cloud.break_("sagemaker:InvokeEndpoint", "cold", times=2)
-    pets = ImagePredictor("pets", on_wait=(said := []).append)
+    pets = ImagePredictor("pets", on_wait=(sentences := []).append)
     assert pets.predict(PICTURE) == ANSWER
-    assert said == ["pets is still starting: it is asked again for up to 240 s"] * 4
+    assert sentences == ["pets is still starting: retrying for up to 240 s"] * 4
 
 
 @pytest.mark.parametrize(
     ("fault", "code"), [("cold", "not_loaded"), ("away", "not_loaded"), ("throttle", "busy")]
 )
-def test_who_never_gets_ready_is_given_up_with_a_sentence(cloud, monkeypatch, fault, code):
+def test_an_endpoint_that_never_gets_ready_is_an_error_after_max_wait(cloud, monkeypatch, fault, code):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     make(cloud, "serverless")
     cloud.break_("sagemaker:InvokeEndpoint", fault)
     started = time.monotonic()
-    error = failure(ImagePredictor("pets", patience=0.3).predict, PICTURE)
+    error = failure(ImagePredictor("pets", max_wait=0.3).predict, PICTURE)
     assert (error.code, error.status) == (code, FAULTS[fault][0])
     assert str(error).startswith(FAULTS[fault][2].rstrip(". "))
     assert "; " in str(error)  # and what to do
@@ -230,7 +230,7 @@ def test_who_never_gets_ready_is_given_up_with_a_sentence(cloud, monkeypatch, fa
 # Asynchronous
 
 
-def test_a_small_picture_travels_inside_the_request(cloud, later):
+def test_a_small_picture_is_sent_inside_the_request(cloud, later):
     make(cloud, "async")
     later.looks = 5
     assert ImagePredictor("pets").predict(PICTURE, top_k=2) == ANSWER
@@ -251,19 +251,19 @@ def test_a_small_picture_travels_inside_the_request(cloud, later):
         ("pets/async/out", "photos/", "photos"),
     ],
 )
-def test_a_large_picture_travels_through_s3_and_is_cleared_away(cloud, later, output, given, prefix):
+def test_a_large_picture_is_sent_through_s3_and_deleted(cloud, later, output, given, prefix):
     make(cloud, "async", S3OutputPath=f"s3://{BUCKET}/{output}")
     cloud.answer = taking(sizes := [])
     picture = noise(300)
     assert len(picture) > INLINE_LIMIT
-    pets = ImagePredictor("pets", inputs=given and f"s3://{BUCKET}/{given}")
+    pets = ImagePredictor("pets", s3_input=given and f"s3://{BUCKET}/{given}")
     assert pets.predict(picture) == ANSWER
     assert sizes == [len(picture)]
     assert re.fullmatch(f"s3://{BUCKET}/{prefix}/[0-9a-f-]{{36}}", later.requests[0][0])
     assert [one for one in cloud.objects() if "/out" not in one and "answers/" not in one] == []
 
 
-def test_what_may_not_be_cleared_away_stays_without_a_word(cloud):
+def test_denied_deletion_is_ignored(cloud):
     make(cloud, "async")
     cloud.answer = taking([])
     for name in DELETED:
@@ -280,9 +280,9 @@ def test_what_may_not_be_cleared_away_stays_without_a_word(cloud):
         'Received client error ({status}) from primary with message "{0}". See https://eu-west-1.console.aws.'
         'amazon.com/cloudwatch/home?region=eu-west-1#logEventViewer:group="x" in account 1 for more.',
     ],
-    ids=["as it was said", "in AWS's sentence"],
+    ids=["plain", "in AWS's sentence"],
 )  # fmt: skip
-def test_a_failure_comes_in_the_contracts_words(cloud, later, words):
+def test_an_asynchronous_failure_is_the_servers_own_error(cloud, later, words):
     make(cloud, "async")
     later.words = words
     cloud.answer = lambda *_: (400, NOT_A_PICTURE.encode())
@@ -291,7 +291,7 @@ def test_a_failure_comes_in_the_contracts_words(cloud, later, words):
     assert error.status == (400 if "status" in words else None)
 
 
-def test_a_failure_that_is_not_ours_is_quoted(cloud, later):
+def test_an_asynchronous_failure_outside_the_contract_is_quoted(cloud, later):
     make(cloud, "async")
     later.words = "The input could not be\nread: {0}"
     cloud.answer = lambda *_: (500, b"no such key")
@@ -302,7 +302,7 @@ def test_a_failure_that_is_not_ours_is_quoted(cloud, later):
     )
 
 
-def test_an_instance_that_woke_and_still_loads_is_asked_again(cloud, later):
+def test_an_instance_that_is_still_loading_is_retried(cloud, later):
     make(cloud, "async")
     later.words = 'Received server error ({status}) from primary with message "{0}".'
     replies = [(503, NOT_LOADED), None]
@@ -311,38 +311,36 @@ def test_an_instance_that_woke_and_still_loads_is_asked_again(cloud, later):
     assert len(later.requests) == 2
 
 
-def test_an_endpoint_that_sleeps_is_waited_for_told_and_given_up(cloud, later):
+def test_waiting_for_a_stopped_instance_has_a_message_and_ends_after_max_wait(cloud, later):
     make(cloud, "async")
     later.looks = None
-    pets = ImagePredictor("pets", patience=0.6, on_wait=(said := []).append)
+    pets = ImagePredictor("pets", max_wait=0.6, on_wait=(sentences := []).append)
     error = failure(pets.predict, PICTURE)
     assert (error.code, error.status) == ("timeout", None)
     assert str(error) == f"pets wrote no s3://{BUCKET}/pets/async/out/0.out within 0.6 s"
-    assert set(said) == {
-        "pets has not answered yet: an instance may have to start; it is waited for up to 1 s"
-    }
+    assert set(sentences) == {"pets has not answered yet: an instance may have to start; waiting up to 1 s"}
     assert later.requests[0][1]["X-Amzn-Sagemaker-Requestttlseconds"] == "60"
 
 
-def test_waiting_can_be_given_up_from_another_thread(cloud, later):
+def test_close_ends_the_waiting_of_other_threads(cloud, later):
     make(cloud, "async")
     later.looks = None
     pets = ImagePredictor("pets")
     threading.Timer(0.3, pets.close).start()
     answers = pets.predict_many([PICTURE, PICTURE])
     assert [(error.code, str(error)) for error in answers] == [
-        ("stopped", "nobody waited for the answer any longer")
+        ("stopped", "close() was called before the answer came")
     ] * 2
 
 
-def test_who_may_not_list_the_bucket_still_gets_the_answer(cloud):
+def test_the_answer_is_read_without_permission_to_list_the_bucket(cloud):
     make(cloud, "async")
     cloud.break_("s3:GetObject", "unlisted", times=3)
     assert ImagePredictor("pets").predict(PICTURE) == ANSWER
 
 
 @pytest.mark.parametrize("call", ["s3:GetObject", "s3:PutObject", "sagemaker:InvokeEndpointAsync"])
-def test_what_is_forbidden_is_named_at_once(cloud, call):
+def test_a_denied_call_is_named_without_retries(cloud, call):
     make(cloud, "async")
     pets = ImagePredictor("pets")
     cloud.answer = taking([])
@@ -353,19 +351,19 @@ def test_what_is_forbidden_is_named_at_once(cloud, call):
     assert "; your AWS identity needs " in str(error)
 
 
-def test_without_a_place_in_s3_a_picture_is_made_to_fit_into_the_request(cloud, later):
+def test_without_an_s3_prefix_a_picture_is_scaled_down_to_the_inline_limit(cloud, later):
     make(cloud, "async")
     cloud.break_("sagemaker:DescribeEndpoint", "denied")
     cloud.answer = taking(sizes := [])
     pets = ImagePredictor("pets", kind="async")
-    assert pets.where.startswith("endpoint pets in eu-west-1 (async)")
+    assert pets.description.startswith("endpoint pets in eu-west-1 (async)")
     assert pets.predict(noise(600)) == ANSWER
     assert later.requests[0][0] is None
     assert sizes[0] <= INLINE_LIMIT
     assert failure(ImagePredictor("pets", kind="async", shrink=0).predict, noise(300)).code == "too_large"
 
 
-# On the command line
+# The command line
 
 
 @pytest.fixture
@@ -380,7 +378,7 @@ def photos(tmp_path):
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
-def test_invoke_predict_asks_every_kind_and_says_where(cloud, photos, tmp_path, kind):
+def test_invoke_predict_works_with_every_kind_and_names_the_endpoint(cloud, photos, tmp_path, kind):
     for name in ("fastai-sagemaker-pets", "fastai-sagemaker-pets-ttl"):
         trust = '{"Statement": [{"Principal": {"Service": "sagemaker.amazonaws.com"}}]}'
         cloud.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument=trust)
@@ -395,29 +393,29 @@ def test_invoke_predict_asks_every_kind_and_says_where(cloud, photos, tmp_path, 
 
     invoke("deploy", "--kind", kind)
     done = invoke("predict", str(photos), "--endpoint", "pets")
-    where = f"endpoint pets in eu-west-1 ({kind}) at {cloud.url}"
-    assert f"\nasking about 2 pictures: {where}\n" in done.stderr
+    description = f"endpoint pets in eu-west-1 ({kind}) at {cloud.url}"
+    assert f"\nsending 2 pictures to {description}\n" in done.stderr
     assert re.search(r"cat\.jpg +cat +━+╸? +95\.0 %", done.stdout)
     assert re.search(r"dog\.jpg +dog +━+╸? +95\.0 %", done.stdout)
     done = invoke("predict", str(photos), "--endpoint", "pets", "--kind", kind, "--", "--json")
     result = json.loads(done.stdout)
     assert [row["class"] for row in result["pictures"]] == ["cat", "dog"]
-    assert (result["summary"]["asked"], result["summary"]["failed"]) == (where, 0)
+    assert (result["summary"]["endpoint"], result["summary"]["failed"]) == (description, 0)
 
 
-def test_the_terminal_says_that_it_waits_once(cloud, photos):
+def test_waiting_is_printed_once(cloud, photos):
     make(cloud, "serverless")
     cloud.break_("sagemaker:InvokeEndpoint", "cold", times=2)
     shown, code = on_terminal(photos, "--endpoint", "pets")
     assert code == 0, shown
-    assert shown.count("pets is still starting: it is asked again for up to 240 s") == 1
-    assert shown.index("asking about 2 pictures: endpoint pets") < shown.index("still starting")
+    assert shown.count("pets is still starting: retrying for up to 240 s") == 1
+    assert shown.index("sending 2 pictures to endpoint pets") < shown.index("still starting")
     assert "2 pictures, 0 failed" in shown
 
 
 def test_a_plain_server_is_named_by_its_address(cloud, photos, capsys):
     assert cli.main([str(photos), "--url", cloud.url + "/invocations"]) == 3
-    assert f"asking about 2 pictures: http://{urlsplit(cloud.url).netloc}\n" in capsys.readouterr().err
+    assert f"sending 2 pictures to http://{urlsplit(cloud.url).netloc}\n" in capsys.readouterr().err
 
 
 def test_a_kind_is_not_for_an_address(cloud, photos, capsys):

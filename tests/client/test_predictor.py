@@ -1,4 +1,4 @@
-"""client/predictor.py: what it sends, what it makes of answers and refusals, and when it tries again."""
+"""client/predictor.py: what it sends, how it reads answers and errors, and when it retries."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from scripted_server import ANSWER, aws_error, model_error, reply, scripted
 
 NOT_A_PICTURE = {"error": "not_a_picture", "message": "these bytes are no picture that can be read"}
 NOT_LOADED = {"error": "not_loaded", "message": "the model is still loading; try again in a few seconds"}
-BUSY = {"error": "busy", "message": "too many requests wait already: try again in a second"}
+BUSY = {"error": "busy", "message": "too many requests at once: try again in a second"}
 
 
 def encoded(kind, size=(40, 30), **options):
@@ -33,14 +33,14 @@ def encoded(kind, size=(40, 30), **options):
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def short_waits(monkeypatch):
     monkeypatch.setattr(predictor, "FIRST_WAIT", 0.01)
     monkeypatch.setitem(predictor.KINDS, "real-time", (predictor.REALTIME_LIMIT, 0.5))
 
 
 @pytest.fixture
 def aws(monkeypatch, tmp_path):
-    """Credentials of nobody, a Region, and nothing of this machine's own AWS set-up."""
+    """Example credentials, a Region, and nothing of this machine's own AWS configuration."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "example")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
@@ -78,7 +78,7 @@ def failure(call, *args, **kwargs):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bytes_are_sent_as_they_are_with_the_type_they_show(body, content_type):
+def test_bytes_are_sent_unchanged_with_the_type_of_their_signature(body, content_type):
     with scripted(reply()) as server:
         assert ImagePredictor(url=server.url).predict(body, top_k=3) == ANSWER
     (request,) = server.requests
@@ -89,13 +89,13 @@ def test_bytes_are_sent_as_they_are_with_the_type_they_show(body, content_type):
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-def test_a_path_is_read_and_its_wrong_suffix_does_not_matter(tmp_path, kind):
+def test_a_path_is_read_and_its_suffix_is_ignored(tmp_path, kind):
     path = tmp_path / "really_a_png.jpg"
     path.write_bytes(encoded("PNG"))
     assert predictor.pack(kind(path)) == (encoded("PNG"), "image/png")
 
 
-def test_an_address_is_sent_for_the_endpoint_to_fetch():
+def test_an_address_is_sent_as_json():
     address = "HTTPS://example.org/cat.jpg?size=large"
     body, content_type = predictor.pack(address)
     assert (json.loads(body), content_type) == ({"url": address}, "application/json")
@@ -145,7 +145,7 @@ def test_an_array_is_sent_as_npy():
         (np.array([None]), "not_a_picture", "not object"),
     ],
 )
-def test_what_is_no_picture_is_refused_before_anything_is_sent(picture, code, words):
+def test_something_else_than_a_picture_is_rejected_before_anything_is_sent(picture, code, words):
     with scripted(reply()) as server:
         error = failure(ImagePredictor(url=server.url).predict, picture)
     assert (error.code, error.status, server.requests) == (code, None, [])
@@ -173,7 +173,7 @@ def sent(picture, **options):
 
 
 def looks_like(body, image):
-    """Whether a JPEG of 1280 pixels shows this image."""
+    """Whether the body is a JPEG of 1280 pixels that shows this image."""
     small = Image.open(io.BytesIO(body))
     assert (small.format, small.mode, max(small.size), small.getexif()) == ("JPEG", "RGB", 1280, {})
     size = (small.width // 4, small.height // 4)
@@ -197,7 +197,7 @@ def test_a_large_picture_is_sent_as_a_jpeg_of_1280_pixels(kind):
     given = {"image": image, "array": array, "npy": predictor.pack(array)[0]}
     if kind not in given:
         given[kind] = saved(image, kind)
-        image = Image.open(io.BytesIO(given[kind]))  # as this format keeps it
+        image = Image.open(io.BytesIO(given[kind]))  # as this format stores it
     body, content_type = sent(given[kind])
     assert content_type == "image/jpeg"
     assert looks_like(body, image)
@@ -215,7 +215,7 @@ def test_a_large_picture_is_sent_upright_and_the_callers_image_stays_as_it_was(k
     assert (image.size, image.getexif()[0x0112]) == ((1400, 1050), 6)
 
 
-def test_damaged_exif_leaves_a_picture_as_it_lies():
+def test_a_picture_with_damaged_exif_is_not_rotated():
     picture = saved(photo(), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff broken")
     with pytest.raises(Exception):  # noqa: B017  whatever Pillow's reader raises today
         ImageOps.exif_transpose(Image.open(io.BytesIO(picture)))
@@ -230,23 +230,23 @@ def test_of_several_frames_the_first_is_sent(kind):
     assert looks_like(sent(picture)[0], Image.open(io.BytesIO(picture)))
 
 
-def test_transparency_hides_nothing_just_as_on_the_server():
+def test_transparency_is_dropped_as_on_the_server():
     image = photo().convert("RGBA")
     image.putalpha(0)
     assert looks_like(sent(saved(image, "PNG"))[0], photo())
 
 
-@pytest.mark.parametrize("wanted", ["L", "RGB", "array"])
-def test_a_picture_that_is_not_large_keeps_every_pixel_and_is_not_decoded(monkeypatch, wanted):
-    image = photo((1280, 960)).convert(wanted if wanted != "array" else "RGB")
-    given = np.asarray(image) if wanted == "array" else saved(image, "JPEG")
+@pytest.mark.parametrize("mode", ["L", "RGB", "array"])
+def test_a_picture_that_is_not_large_keeps_every_pixel_and_is_not_decoded(monkeypatch, mode):
+    image = photo((1280, 960)).convert(mode if mode != "array" else "RGB")
+    given = np.asarray(image) if mode == "array" else saved(image, "JPEG")
     decoded = []
     load = ImageFile.ImageFile.load
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: decoded.append(self) or load(self))
     assert sent(given) == predictor.pack(given)
     assert not decoded
     sent(given, shrink=1279)
-    assert bool(decoded) == (wanted != "array")
+    assert bool(decoded) == (mode != "array")
 
 
 @pytest.mark.parametrize(
@@ -267,22 +267,22 @@ def test_a_panorama_keeps_its_height(size, small):
     ],
     ids=["half a JPEG", "half a PNG", "another format", "broken npy", "anything"],
 )
-def test_what_cannot_be_read_here_is_sent_for_the_server_to_judge(picture):
+def test_unreadable_bytes_are_sent_unchanged(picture):
     assert sent(picture) == (picture, predictor.pack(picture)[1])
 
 
-def test_nothing_is_scaled_down_where_that_is_not_wanted():
+def test_shrink_0_sends_every_pixel():
     picture = saved(photo(), "JPEG")
     assert sent(picture, shrink=0) == (picture, "image/jpeg")
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(sent(photo(), shrink=0)[0]))), np.asarray(photo()))
 
 
-def test_what_has_few_bytes_already_is_sent_as_it_is():
+def test_a_picture_that_a_jpeg_would_not_make_smaller_is_sent_unchanged():
     picture = saved(Image.new("RGB", (1400, 1050), "red"), "WEBP")
     assert sent(picture) == (picture, "image/webp")
 
 
-def test_an_address_is_left_alone_whatever_is_behind_it():
+def test_an_address_is_sent_unchanged_whatever_the_limit():
     body, content_type = sent("https://example.org/4000x3000.jpg", limit=10**6)
     assert (json.loads(body), content_type) == (
         {"url": "https://example.org/4000x3000.jpg"},
@@ -319,21 +319,21 @@ def test_a_picture_over_the_limit_keeps_its_size_if_that_fits():
 @pytest.mark.parametrize(
     "body", [b"x" * 1000, encoded("JPEG", (400, 400))[:1000], b"\x93NUMPY" + b"x" * 1000]
 )
-def test_too_large_and_not_readable_here_is_a_sentence(body):
+def test_too_large_and_unreadable_is_an_error(body):
     error = failure(ImagePredictor(url="http://127.0.0.1:1", limit=900).predict, body)
     assert error.code == "too_large"
     assert "over the limit of 900, and cannot be scaled down" in str(error)
 
 
-def test_too_large_for_any_scale_is_a_sentence():
+def test_too_large_at_any_scale_is_an_error():
     error = failure(ImagePredictor(url="http://127.0.0.1:1", limit=900).predict, photo())
     assert (error.code, str(error).rpartition(": ")[2]) == (
         "too_large",
-        "no picture of use fits into 900 bytes",
+        "no usable size fits into 900 bytes",
     )
 
 
-def test_too_large_is_refused_where_scaling_is_not_wanted():
+def test_too_large_with_shrink_0_is_an_error():
     only = ImagePredictor(url="http://127.0.0.1:1", limit=SERVERLESS_LIMIT, shrink=0)
     error = failure(only.predict, b"x" * 4_000_001)
     assert (error.code, str(error)) == ("too_large", "4,000,001 bytes are over the limit of 4,000,000")
@@ -343,7 +343,7 @@ def test_too_large_is_refused_where_scaling_is_not_wanted():
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/invocations"])
-def test_the_address_may_end_in_several_ways(suffix):
+def test_the_address_may_end_in_a_slash_or_invocations(suffix):
     with scripted(reply()) as server:
         ImagePredictor(url=server.url + suffix).predict(b"x")
     assert server.requests[0].path == "/invocations"
@@ -359,7 +359,7 @@ def test_the_address_may_end_in_several_ways(suffix):
         (500, "internal", "the server failed; its log tells more under id 1a2b3c"),
     ],
 )
-def test_a_refusal_is_an_exception_with_the_servers_sentence_and_is_not_asked_again(status, code, message):
+def test_an_error_has_the_servers_message_and_is_not_retried(status, code, message):
     with scripted(reply(status, {"error": code, "message": message})) as server:
         error = failure(ImagePredictor(url=server.url).predict, b"x")
     assert (error.code, error.status, str(error)) == (code, status, message)
@@ -367,21 +367,21 @@ def test_a_refusal_is_an_exception_with_the_servers_sentence_and_is_not_asked_ag
 
 
 @pytest.mark.parametrize("refusal", [NOT_LOADED, BUSY], ids=["loading", "busy"])
-def test_a_server_that_is_not_ready_is_asked_again_after_the_time_it_names(refusal):
+def test_a_server_that_is_not_ready_is_retried_after_its_retry_after(refusal):
     with scripted(reply(503, refusal, Retry_After="1"), reply()) as server:
         assert ImagePredictor(url=server.url).predict(b"x") == ANSWER
     first, second = server.requests
     assert second.at - first.at >= 1
 
 
-def test_a_server_is_not_waited_for_as_long_as_it_may_wish(monkeypatch):
+def test_a_long_retry_after_is_cut(monkeypatch):
     monkeypatch.setattr(predictor, "LONGEST_WAIT", 0.1)
     with scripted(reply(503, BUSY, Retry_After="3600"), reply()) as server:
         assert ImagePredictor(url=server.url).predict(b"x") == ANSWER
     assert len(server.requests) == 2
 
 
-def test_a_server_that_stays_busy_is_given_up(monkeypatch):
+def test_retries_of_a_busy_server_end(monkeypatch):
     monkeypatch.setattr(predictor, "LONGEST_WAIT", 0.1)
     with scripted(reply(503, BUSY, Retry_After="2")) as server:
         error = failure(ImagePredictor(url=server.url).predict, b"x")
@@ -389,14 +389,14 @@ def test_a_server_that_stays_busy_is_given_up(monkeypatch):
     assert len(server.requests) == 5
 
 
-def test_a_server_that_never_loads_is_given_up(quick):
+def test_retries_of_a_server_that_never_loads_end(short_waits):
     with scripted(reply(503, NOT_LOADED)) as server:
         error = failure(ImagePredictor(url=server.url).predict, b"x")
     assert (error.code, error.status, str(error)) == ("not_loaded", 503, NOT_LOADED["message"])
     assert len(server.requests) == 5
 
 
-def test_a_cut_connection_is_tried_once_more():
+def test_a_cut_connection_is_retried_once():
     with scripted(reply(cut=True), reply()) as server:
         assert ImagePredictor(url=server.url).predict(b"x") == ANSWER
     with scripted(reply(cut=True)) as server:
@@ -410,15 +410,15 @@ def test_a_slow_server_is_a_timeout():
     assert (error.code, str(error)) == ("timeout", f"{server.url}/invocations did not answer within 0.2 s")
 
 
-def test_nobody_there_is_a_sentence(quick):
+def test_a_refused_connection_is_unreachable(short_waits):
     error = failure(ImagePredictor(url="http://127.0.0.1:1").predict, b"x")
     assert (error.code, error.status) == ("unreachable", None)
     assert str(error) == (
-        "http://127.0.0.1:1/invocations cannot be reached (Connection refused); does the server run there?"
+        "http://127.0.0.1:1/invocations cannot be reached (Connection refused); is the server running?"
     )
 
 
-def test_what_the_application_was_busy_with_is_not_taken_for_the_reason(quick):
+def test_an_exception_that_the_caller_is_handling_is_not_the_reason(short_waits):
     try:
         raise RuntimeError("something else")
     except RuntimeError:
@@ -426,7 +426,7 @@ def test_what_the_application_was_busy_with_is_not_taken_for_the_reason(quick):
     assert "(Connection refused)" in str(error)
 
 
-def test_a_proxy_does_not_stand_before_this_machine(monkeypatch):
+def test_no_proxy_is_used_for_this_machine(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with scripted(reply()) as server:
         assert ImagePredictor(url=server.url).predict(b"x") == ANSWER
@@ -437,17 +437,17 @@ def test_a_proxy_does_not_stand_before_this_machine(monkeypatch):
     [
         (
             reply(200, "<html>\n<h1>It works</h1>"),
-            "is it the right endpoint? It said: <html> <h1>It works</h1>",
+            "not a prediction: <html> <h1>It works</h1>; is this the right endpoint?",
         ),
-        (reply(200, "[1]"), "It said: [1]"),
-        (reply(200, {"predictions": []}), "no prediction"),
+        (reply(200, "[1]"), "not a prediction: [1];"),
+        (reply(200, {"predictions": []}), "not a prediction"),
         (reply(404, "<h1>Not Found</h1>"), "status 404: <h1>Not Found</h1>"),
         (reply(404, {"detail": "Not Found"}), 'status 404: {"detail": "Not Found"}'),
-        (reply(500, ""), "status 500: nothing more"),
+        (reply(500, ""), "status 500: no message"),
         (reply(301, "", Location="https://example.org/"), "status 301"),
     ],
 )
-def test_whoever_does_not_speak_the_contract_is_quoted(step, words):
+def test_an_answer_outside_the_contract_is_quoted(step, words):
     with scripted(step) as server:
         error = failure(ImagePredictor(url=server.url).predict, b"x")
     assert error.code == "unexpected"
@@ -456,12 +456,12 @@ def test_whoever_does_not_speak_the_contract_is_quoted(step, words):
 
 
 @pytest.mark.parametrize("options", [{}, {"endpoint": "pets", "url": "http://127.0.0.1:1"}, {"endpoint": ""}])
-def test_exactly_one_endpoint_must_be_named(options):
+def test_either_endpoint_or_url_is_required(options):
     with pytest.raises(ValueError, match="either endpoint"):
         ImagePredictor(**options)
 
 
-def test_an_address_without_a_scheme_is_a_sentence():
+def test_an_address_without_a_scheme_is_an_error():
     with pytest.raises(ValueError, match="starts with http"):
         ImagePredictor(url="localhost:8080")
 
@@ -469,7 +469,7 @@ def test_an_address_without_a_scheme_is_a_sentence():
 # SageMaker
 
 
-def test_sagemaker_is_asked_by_name(aws):
+def test_invoke_endpoint_is_called_with_the_name(aws):
     with scripted(reply()) as server:
         assert on_sagemaker(aws, server.url).predict(encoded("JPEG"), top_k=2) == ANSWER
     (request,) = server.requests
@@ -479,7 +479,7 @@ def test_sagemaker_is_asked_by_name(aws):
     assert request.headers["X-Amzn-SageMaker-Custom-Attributes"] == "top_k=2"
 
 
-def test_the_application_may_bring_its_own_session(aws):
+def test_the_callers_session_is_used(aws):
     import boto3
 
     with scripted(reply()) as server:
@@ -487,18 +487,18 @@ def test_the_application_may_bring_its_own_session(aws):
         pets = on_sagemaker(aws, server.url, session=session)
         assert pets.predict(b"x") == ANSWER
     assert re.search("Credential=own/[0-9]+/us-east-1/", server.requests[0].headers["Authorization"])
-    assert pets.where == f"endpoint pets in us-east-1 (taken for real-time) at {server.url}"
+    assert pets.description == f"endpoint pets in us-east-1 (assumed real-time) at {server.url}"
 
 
-def test_amazons_own_address_need_not_be_said(aws):
+def test_the_description_omits_amazons_own_address(aws):
     pets = ImagePredictor("pets", kind="serverless")
-    assert (pets.where, pets.kind) == ("endpoint pets in eu-west-1 (serverless)", "serverless")
+    assert (pets.description, pets.kind) == ("endpoint pets in eu-west-1 (serverless)", "serverless")
 
 
 @pytest.mark.parametrize(
     "options", [{"endpoint": "pets", "kind": "batch"}, {"url": "http://x", "kind": "async"}]
 )
-def test_a_kind_is_one_of_those_on_sagemaker(options):
+def test_a_kind_must_be_one_of_sagemakers(options):
     with pytest.raises(
         ValueError, match=r"kind \(one of real-time, serverless, async\) is for an endpoint on"
     ):
@@ -506,7 +506,7 @@ def test_a_kind_is_one_of_those_on_sagemaker(options):
 
 
 @pytest.mark.parametrize("status", [400, 500])
-def test_a_model_error_is_the_servers_refusal_again(aws, status):
+def test_a_model_error_is_the_servers_own_error(aws, status):
     with scripted(model_error(status, NOT_A_PICTURE)) as server:
         error = failure(on_sagemaker(aws, server.url).predict, b"x")
     assert (error.code, error.status) == ("not_a_picture", status)
@@ -514,14 +514,14 @@ def test_a_model_error_is_the_servers_refusal_again(aws, status):
     assert len(server.requests) == 1
 
 
-def test_a_model_error_that_is_not_ours_is_quoted(aws):
+def test_a_model_error_outside_the_contract_is_quoted(aws):
     with scripted(model_error(504, "upstream timed out")) as server:
         error = failure(on_sagemaker(aws, server.url).predict, b"x")
     assert (error.code, error.status) == ("unexpected", 504)
     assert str(error) == "the server answered with status 504: upstream timed out"
 
 
-def test_a_model_that_is_loading_is_asked_again(aws, quick):
+def test_a_loading_model_is_retried(aws, short_waits):
     not_ready = aws_error(429, "ModelNotReadyException", "The model is not ready for inference.")
     with scripted(model_error(503, NOT_LOADED), not_ready, reply()) as server:
         assert on_sagemaker(aws, server.url).predict(b"x") == ANSWER
@@ -531,19 +531,19 @@ def test_a_model_that_is_loading_is_asked_again(aws, quick):
     assert len(server.requests) > 2
 
 
-def test_patience_is_what_the_application_says(aws, quick):
+def test_max_wait_limits_the_retries(aws, short_waits):
     with scripted(model_error(503, NOT_LOADED)) as server:
-        error = failure(on_sagemaker(aws, server.url, patience=0).predict, b"x")
+        error = failure(on_sagemaker(aws, server.url, max_wait=0).predict, b"x")
         assert (error.code, len(server.requests)) == ("not_loaded", 1)
-        said = []
-        pets = on_sagemaker(aws, server.url, patience=0.5, on_wait=said.append)
+        sentences = []
+        pets = on_sagemaker(aws, server.url, max_wait=0.5, on_wait=sentences.append)
         started = time.monotonic()
         assert failure(pets.predict, b"x").code == "not_loaded"
         assert time.monotonic() - started >= 0.5
-    assert set(said) == {"pets is still starting: it is asked again for up to 0 s"}
+    assert set(sentences) == {"pets is still starting: retrying for up to 0 s"}
 
 
-def test_a_busy_server_behind_sagemaker_is_asked_again(aws, quick):
+def test_a_busy_server_behind_sagemaker_is_retried(aws, short_waits):
     listener = socket.create_server(("127.0.0.1", 0))
     steps = [reply(503, BUSY), reply(503, BUSY), reply(), reply(503, BUSY)]
     with scripted(*steps) as server, sagemaker_proxy.proxy(listener, server.url, "plain"):
@@ -555,13 +555,13 @@ def test_a_busy_server_behind_sagemaker_is_asked_again(aws, quick):
     assert len(server.requests) > 3 + 2
 
 
-def test_throttling_is_waited_out(aws):
+def test_throttling_is_retried(aws):
     with scripted(aws_error(400, "ThrottlingException", "Rate exceeded"), reply()) as server:
         assert on_sagemaker(aws, server.url).predict(b"x") == ANSWER
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "said", "advice"),
+    ("status", "code", "message", "advice"),
     [
         (400, "ValidationError", "Endpoint pets of account 123456789012 not found.", "list-endpoints"),
         (403, "AccessDeniedException", "User: x is not authorized to perform: y", "sagemaker:InvokeEndpoint"),
@@ -575,15 +575,15 @@ def test_throttling_is_waited_out(aws):
         (418, "Teapot", "Short and stout", ""),
     ],
 )
-def test_what_aws_refuses_comes_with_advice_and_is_not_asked_again(aws, status, code, said, advice):
-    with scripted(aws_error(status, code, said)) as server:
+def test_an_error_of_aws_has_advice_and_is_not_retried(aws, status, code, message, advice):
+    with scripted(aws_error(status, code, message)) as server:
         error = failure(on_sagemaker(aws, server.url).predict, b"x")
     assert (error.code, error.status, len(server.requests)) == ("aws", status, 1)
-    assert str(error).startswith(said.rstrip("."))
+    assert str(error).startswith(message.rstrip("."))
     assert advice in str(error)
 
 
-def test_missing_credentials_are_a_sentence(aws):
+def test_missing_credentials_are_one_sentence_with_advice(aws):
     aws.delenv("AWS_ACCESS_KEY_ID")
     aws.delenv("AWS_SECRET_ACCESS_KEY")
     error = failure(on_sagemaker(aws, "http://127.0.0.1:1").predict, b"x")
@@ -594,7 +594,7 @@ def test_missing_credentials_are_a_sentence(aws):
 @pytest.mark.parametrize(
     ("name", "value", "advice"), [("REGION", "", "set AWS_DEFAULT_REGION"), ("PROFILE", "x", "list")]
 )
-def test_an_aws_set_up_that_lacks_something_is_a_sentence(aws, name, value, advice):
+def test_an_incomplete_aws_configuration_has_advice(aws, name, value, advice):
     aws.delenv("AWS_DEFAULT_REGION")
     aws.setenv(f"AWS_{name}", value)
     error = failure(ImagePredictor, "pets")
@@ -602,7 +602,7 @@ def test_an_aws_set_up_that_lacks_something_is_a_sentence(aws, name, value, advi
     assert advice in str(error)
 
 
-def test_aws_out_of_reach_or_slow_is_a_sentence(aws):
+def test_unreachable_or_slow_aws_is_an_error(aws):
     error = failure(on_sagemaker(aws, "http://127.0.0.1:1").predict, b"x")
     assert (error.code, error.status) == ("unreachable", None)
     with scripted(reply(wait=0.6)) as server:
@@ -610,17 +610,17 @@ def test_aws_out_of_reach_or_slow_is_a_sentence(aws):
     assert (error.code, error.status) == ("timeout", None)
 
 
-# Many
+# predict_many
 
 
 def by_body(body):
-    """Later pictures answer sooner; b"bad" is none."""
+    """Answer later pictures sooner; b"bad" is not a picture."""
     if body == b"bad":
         return reply(400, NOT_A_PICTURE)
     return reply(body={**ANSWER, "class": body.decode()}, wait=0.2 / int(body))
 
 
-def test_many_keep_their_order_and_their_own_errors():
+def test_predict_many_keeps_the_order_and_each_error():
     pictures = [b"1", b"2", "no/such/file", b"bad", b"5", b"6"]
     with scripted(answer=by_body) as server:
         answers = list(ImagePredictor(url=server.url).predict_many(pictures, concurrency=6))
@@ -629,7 +629,7 @@ def test_many_keep_their_order_and_their_own_errors():
     ]  # fmt: skip
 
 
-def test_many_read_a_generator_only_a_little_ahead():
+def test_predict_many_reads_a_generator_only_a_little_ahead():
     taken = []
     endless = (taken.append(n) or b"9" for n in range(10**9))
     with scripted(reply()) as server:
@@ -640,7 +640,7 @@ def test_many_read_a_generator_only_a_little_ahead():
     assert len(taken) <= 5 + 2 * 3
 
 
-# As an application has it
+# In an application
 
 
 def test_the_file_works_alone_without_boto3_pillow_and_numpy(tmp_path):
@@ -662,7 +662,7 @@ def test_the_file_works_alone_without_boto3_pillow_and_numpy(tmp_path):
     assert server.requests[0].body == (tmp_path / "large.jpg").read_bytes()
 
 
-def test_a_picture_gets_the_same_class_however_it_is_given(endpoint):
+def test_every_kind_of_picture_argument_gets_the_same_class(endpoint):
     entry = json.loads((endpoint.project / "train/validation.json").read_text())[0]
     path = endpoint.project / "train" / entry["file"]
     image = Image.open(path)
@@ -676,7 +676,7 @@ def test_a_picture_gets_the_same_class_however_it_is_given(endpoint):
     assert one == pytest.approx(entry["confidence"], abs=0.05)  # bf16 where the chip has it
 
 
-def test_a_large_picture_has_the_answer_of_the_whole_one(endpoint):
+def test_a_scaled_down_picture_gets_the_answer_of_the_full_size(endpoint):
     entries = json.loads((endpoint.project / "train/validation.json").read_text())
     large = []
     for entry in entries[:12]:
@@ -690,7 +690,7 @@ def test_a_large_picture_has_the_answer_of_the_whole_one(endpoint):
         assert first == pytest.approx(other["confidence"], abs=0.1)
 
 
-def test_boto3_and_requests_get_the_same_answers_and_refusals(endpoint, aws):
+def test_boto3_and_requests_get_the_same_answers_and_errors(endpoint, aws):
     pictures = sorted((endpoint.project / "train/pictures").iterdir())[:3]
     plain, sagemaker = ImagePredictor(url=endpoint.url), on_sagemaker(aws, endpoint.url)
     assert list(plain.predict_many(pictures)) == list(sagemaker.predict_many(pictures))
