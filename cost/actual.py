@@ -111,7 +111,7 @@ def describe(
     if reason:
         notes.append(f"not estimated: {reason}")
     age = hours(now - created)
-    is_known = per_hour is not None and not reason
+    constant = None if reason else per_hour  # since its creation
     return {
         "endpoint": endpoint["EndpointName"],
         "project": tags[TAG],
@@ -120,8 +120,8 @@ def describe(
         "created": created.isoformat(timespec="seconds"),
         "age_hours": age,
         "per_hour": per_hour,
-        "spent": per_hour * age if is_known else None,
-        "month_end": per_hour * hours(next_month - max(month, created)) if is_known else None,
+        "spent": None if constant is None else constant * age,
+        "month_end": None if constant is None else constant * hours(next_month - max(month, created)),
         "not_estimated": reason,
         "note": "; ".join(notes),
     }

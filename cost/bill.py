@@ -89,7 +89,7 @@ def total(lines: Iterable[Line]) -> Decimal:
 
 
 def traffic_lines(scenario: Scenario, book: PriceBook) -> list[Line]:
-    """What an endpoint with instances is charged for besides the instances.
+    """The charges of an endpoint with instances, except for the instances.
 
     Asynchronous and batch keep pictures and answers in S3. SageMaker charges data only for endpoints.
     """
@@ -151,7 +151,7 @@ def data(scenario: Scenario, book: PriceBook) -> list[Line]:
 
 def storage(item: str, size: Decimal, book: PriceBook) -> list[Line]:
     """GB-months in S3, one line for each price tier that they reach."""
-    lines = []
+    lines: list[Line] = []
     for tier, width in S3_TIERS:
         part = size if width is None else min(size, width)
         if part or not lines:

@@ -251,7 +251,7 @@ def test_pets_yaml_says_the_defaults_that_cost_has_by_itself():
     deployed = {
         key: PETS["deploy"][key] for key in ("kind", "instance", "count", "memory", "provisioned", "max")
     }
-    words = [f"--{key}={value}" for key, value in (given | deployed).items()]
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in (given | deployed).items()]
     assert options.parse(words, "") == options.parse([], "")
 
 

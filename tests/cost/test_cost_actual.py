@@ -81,7 +81,7 @@ def tomorrow() -> datetime:
 
 def test_endpoints_are_found_by_their_tag_with_price_age_and_the_months_end(deploy):
     deploy("pets")
-    deploy("somebody-elses", project=None)
+    deploy("other-team", project=None)
     now = tomorrow()
     report = actual.report(None, billed=False, now=now)
     (row,) = report["endpoints"]

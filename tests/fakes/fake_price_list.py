@@ -110,7 +110,7 @@ def cloudwatch() -> list[tuple[dict, dict]]:
     return [
         product("LOG", "Data Payload", ("GB", "0", "0.6300000000"), usagetype="DataProcessing-Bytes"),
         product("RARE", "Data Payload", ("GB", "0", "0.3150000000"), usagetype="DataProcessingIA-Bytes"),
-        product("KEPT", "Storage Snapshot", ("GB-Mo", "0", "0.0324000000"), **stored),
+        product("STORED", "Storage Snapshot", ("GB-Mo", "0", "0.0324000000"), **stored),
         product("ALARM", "Alarm", ("Alarms", "0", "0.1000000000"), **alarm),
         product("HIGH", "Alarm", ("Alarms", "0", "0.3000000000"), **high),
     ]
