@@ -14,8 +14,9 @@ GB, MB, KB = Decimal(10**9), Decimal(10**6), Decimal(10**3)  # decimal units, as
 S3_TIERS = (("first-50TB", Decimal(51200)), ("next-450TB", Decimal(460800)), ("over-500TB", None))  # GB
 FREE = Price("request", "request", Decimal(0), "2026-09-27", "aws-page", "aws.amazon.com/sagemaker/pricing")
 SERVERLESS_LIMIT = 200  # concurrent requests of one endpoint: AWS's maximum of MaxConcurrency
-# KB per request that each kind accepts: AWS's quotas.
-MAX_PICTURE = {"real-time": 25_000, "serverless": 4_000, "async": 1_000_000, "batch": 100_000}
+# KB per request. AWS's limits for real-time and serverless. S3 would allow more for asynchronous and
+# batch, but the model server does not: MAX_BODY in serve/inference.py.
+MAX_PICTURE = {"real-time": 25_000, "serverless": 4_000, "async": 25_000, "batch": 25_000}
 
 
 @dataclass(frozen=True)

@@ -556,6 +556,8 @@ def test_the_models_size_is_the_archives(report, tmp_path):
         (["--hours=0"], ["above 0", "--hours"]),
         (["--provisioned=201"], ["'201'", "200"]),
         (["--kind=serverless", "--picture=5000"], ["5000 KB", "4,000 KB"]),
+        (["--kind=async", "--picture=30000"], ["30000 KB", "25,000 KB"]),
+        (["--kind=batch", "--picture=30000"], ["30000 KB", "25,000 KB"]),
         (["--simulate", "--instance=ml.g5.xlarge"], ["ml.g5.xlarge", "not been measured", "--throughput"]),
         (["--compare", "--region=us-east-2"], ["serverless:4GB in us-east-2", "--refresh"]),
     ],

@@ -331,4 +331,6 @@ def test_the_tags_are_the_ones_that_deploy_writes():
     text = files[0].read_text()
     (owner,) = re.findall(r'^OWNER = "(.+)"$', text, re.MULTILINE)
     for name, tag in (("PROJECT", actual.TAG), ("PREVIOUS", actual.PREVIOUS)):
-        assert re.findall(rf'^{name} = f"\{{OWNER\}}(:\w+)"', text, re.MULTILINE) == [tag.removeprefix(owner)]
+        assert re.findall(rf'^{name}(?:_TAG)? = f"\{{OWNER\}}(:\w+)"', text, re.MULTILINE) == [
+            tag.removeprefix(owner)
+        ]
