@@ -1,4 +1,4 @@
-"""The month's bill, line by line: what each kind of endpoint is charged for. Money is Decimal throughout."""
+"""The monthly bill, line by line: what each kind of endpoint is charged for. Money is always Decimal."""
 
 import math
 from collections.abc import Iterable
@@ -6,58 +6,60 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 
-from prices import Book, CostError, Price, find_instance
-from speed import Speeds
+from prices import CostError, Price, PriceBook, find_instance
+from throughput import Throughput
 from traffic import Traffic, per_month
 
-GB, MB, KB = Decimal(10**9), Decimal(10**6), Decimal(10**3)  # as the guide counts
+GB, MB, KB = Decimal(10**9), Decimal(10**6), Decimal(10**3)  # decimal units, as in fast.ai's guide
 S3_TIERS = (("first-50TB", Decimal(51200)), ("next-450TB", Decimal(460800)), ("over-500TB", None))  # GB
 FREE = Price("request", "request", Decimal(0), "2026-09-27", "aws-page", "aws.amazon.com/sagemaker/pricing")
-SERVERLESS_LIMIT = 200  # requests at a time
-LARGEST = {"real-time": 25_000, "serverless": 4_000, "async": 1_000_000, "batch": 100_000}  # KB a request
+SERVERLESS_LIMIT = 200  # concurrent requests of one endpoint: AWS's maximum of MaxConcurrency
+# KB per request. AWS's limits for real-time and serverless. S3 would allow more for asynchronous and
+# batch, but the model server does not: MAX_BODY in serve/inference.py.
+MAX_PICTURE = {"real-time": 25_000, "serverless": 4_000, "async": 25_000, "batch": 25_000}
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is to be priced. Picture in KB, answer and logs in bytes a request, model in MB, volume in GB."""
+class Scenario:
+    """What to price. Picture in KB, answer and logs in bytes per request, model in MB, volume in GB."""
 
     kind: str
     instance: str
     count: int
     memory: int  # GB of a serverless container
-    provisioned: int  # serverless containers kept ready
+    provisioned: int  # serverless containers that are always warm
     hours: Decimal  # of a month
     traffic: Traffic
     picture: Decimal
     answer: Decimal
     model: Decimal
     logs: Decimal
-    volume: Decimal | None  # None: what AWS gives the type
+    volume: Decimal | None  # None: AWS's default for the type
     scaling: bool
-    busy: float  # the share of an instance's speed to plan for
-    start: float  # minutes until a new instance answers
-    idle: float  # minutes without a request until asynchronous scales to zero
-    speeds: Speeds
+    target_utilization: float  # the share of an instance's throughput to plan for
+    start_minutes: float  # until a new instance serves
+    idle_minutes: float  # without a request until asynchronous scales to zero
+    throughput: Throughput
 
     @property
     def requests(self) -> Decimal:
         """Requests in the month."""
         return per_month(self.traffic.rate, self.hours)
 
-    def speed(self) -> float:
-        """Pictures per second of one instance or serverless container; CostError when nobody knows."""
+    def pictures_per_second(self) -> float:
+        """Throughput of one instance or serverless container. Raises CostError if it is unknown."""
         if self.kind == "serverless":
-            return self.speeds.serverless(self.memory)
-        speed = self.speeds.of(self.instance)
-        if speed is None:
-            text = f"how many pictures a second {self.instance} answers has not been measured"
+            return self.throughput.serverless(self.memory)
+        rate = self.throughput.of(self.instance)
+        if rate is None:
+            text = f"the throughput of {self.instance} has not been measured"
             raise CostError(f"{text}: give --throughput, or run `invoke bench` on one")
-        return speed
+        return rate
 
     def load(self) -> float:
-        """The busiest minute's traffic as a share of what the instances, or 200 containers, can do."""
+        """The busiest minute's traffic as a share of the capacity of all instances, or of 200 containers."""
         servers = SERVERLESS_LIMIT if self.kind == "serverless" else self.count
-        return self.traffic.peak / (self.speed() * servers)
+        return self.traffic.peak / (self.pictures_per_second() * servers)
 
 
 @dataclass(frozen=True)
@@ -70,84 +72,87 @@ class Line:
 
     @property
     def monthly(self) -> Decimal:
-        """USD a month."""
+        """USD per month."""
         return self.amount * self.price.price
 
 
-def bill(case: Case, book: Book, instance_hours: Decimal | None = None) -> list[Line]:
-    """The lines of a case. `instance_hours` of the month, where a simulation has counted them."""
-    if case.kind == "serverless":
-        return serverless(case, book)
-    hours = hours_paid(case) if instance_hours is None else instance_hours
-    return [*hosting(case, book, hours), *by_traffic(case, book)]
+def bill(scenario: Scenario, book: PriceBook, instance_hours: Decimal | None = None) -> list[Line]:
+    """The lines of a scenario. `instance_hours` of the month, where a simulation has counted them."""
+    if scenario.kind == "serverless":
+        return serverless(scenario, book)
+    hours = billed_hours(scenario) if instance_hours is None else instance_hours
+    return [*hosting(scenario, book, hours), *traffic_lines(scenario, book)]
 
 
 def total(lines: Iterable[Line]) -> Decimal:
-    """USD a month."""
+    """USD per month."""
     return sum((line.monthly for line in lines), Decimal(0))
 
 
-def by_traffic(case: Case, book: Book) -> list[Line]:
-    """What a kind with instances costs besides them.
+def traffic_lines(scenario: Scenario, book: PriceBook) -> list[Line]:
+    """The charges of an endpoint with instances, except for the instances.
 
-    Asynchronous and batch have pictures and answers in S3. SageMaker's charge for data is for endpoints only.
+    Asynchronous and batch keep pictures and answers in S3. SageMaker charges data only for endpoints.
     """
-    lines = [] if case.kind == "batch" else data(case, book)
-    if case.kind == "real-time":
-        lines += [*storage("Model in S3", case.model * MB / GB, book), Line("Requests", case.requests, FREE)]
+    lines = [] if scenario.kind == "batch" else data(scenario, book)
+    if scenario.kind == "real-time":
+        lines += storage("Model in S3", scenario.model * MB / GB, book)
+        lines.append(Line("Requests", scenario.requests, FREE))
     else:
-        lines += through_s3(case, book)
-    number = {"real-time": 2 * case.scaling, "async": 3, "batch": 0}[case.kind]
-    return [*lines, *logs(case, book), *alarms(number, book)]
+        lines += through_s3(scenario, book)
+    # Target tracking makes a high and a low alarm; scaling from zero takes a third one.
+    number = {"real-time": 2 * scenario.scaling, "async": 3, "batch": 0}[scenario.kind]
+    return [*lines, *logs(scenario, book), *alarms(number, book)]
 
 
-def serverless(case: Case, book: Book) -> list[Line]:
-    """Memory for as long as a request takes; and for as long as it is kept ready, where that is asked for."""
-    seconds = case.requests * Decimal(math.ceil(1000 / case.speed() - 1e-9)) / 1000  # billed by the ms
-    kept = seconds * decimal(share_on_provisioned(case))
-    size = f"{case.memory}GB"
-    lines = []
-    if case.provisioned:
-        ready = book.find(f"serverless:provisioned-concurrency-usage:{size}")
-        running = book.find(f"serverless:provisioned-concurrency-duration:{size}")
+def serverless(scenario: Scenario, book: PriceBook) -> list[Line]:
+    """Memory for the duration of each request, and provisioned concurrency where it is configured."""
+    milliseconds = math.ceil(1000 / scenario.pictures_per_second() - 1e-9)  # AWS bills whole milliseconds
+    seconds = scenario.requests * Decimal(milliseconds) / 1000
+    on_provisioned = seconds * decimal(share_on_provisioned(scenario))
+    size = f"{scenario.memory}GB"
+    lines: list[Line] = []
+    if scenario.provisioned:
+        usage = book.find(f"serverless:provisioned-concurrency-usage:{size}")
+        duration = book.find(f"serverless:provisioned-concurrency-duration:{size}")
         lines = [
-            Line("Kept ready", case.provisioned * case.hours * 3600, ready),
-            Line("Compute, kept ready", kept, running),
+            Line("Provisioned", scenario.provisioned * scenario.hours * 3600, usage),
+            Line("Compute, provisioned", on_provisioned, duration),
         ]
     return [
-        Line("Compute", seconds - kept, book.find(f"serverless:{size}")),
+        Line("Compute", seconds - on_provisioned, book.find(f"serverless:{size}")),
         *lines,
-        *data(case, book),
-        *storage("Model in S3", case.model * MB / GB, book),
-        Line("Requests", case.requests, FREE),
-        *logs(case, book),
+        *data(scenario, book),
+        *storage("Model in S3", scenario.model * MB / GB, book),
+        Line("Requests", scenario.requests, FREE),
+        *logs(scenario, book),
     ]
 
 
 # --- groups of lines
 
 
-def hosting(case: Case, book: Book, instance_hours: Decimal) -> list[Line]:
-    """Instance-hours, and each one's volume for as long as it is there; NVMe machines have none."""
-    instance = find_instance(case.instance)
-    lines = [Line("Hosting", instance_hours, book.find(f"hosting:{case.instance}"))]
-    size = instance.volume if case.volume is None or not instance.volume else case.volume
+def hosting(scenario: Scenario, book: PriceBook, instance_hours: Decimal) -> list[Line]:
+    """Instance-hours, and each instance's EBS volume for the same time; types with NVMe have none."""
+    instance = find_instance(scenario.instance)
+    lines = [Line("Hosting", instance_hours, book.find(f"hosting:{scenario.instance}"))]
+    size = instance.volume if scenario.volume is None or not instance.volume else scenario.volume
     if size:
-        lines.append(Line("Volume", size * instance_hours / case.hours, book.find("hosting:ebs-gp2")))
+        lines.append(Line("Volume", size * instance_hours / scenario.hours, book.find("hosting:ebs-gp2")))
     return lines
 
 
-def data(case: Case, book: Book) -> list[Line]:
-    """What SageMaker charges for pictures in and answers out of an endpoint."""
+def data(scenario: Scenario, book: PriceBook) -> list[Line]:
+    """SageMaker's charge for pictures into and answers out of an endpoint."""
     return [
-        Line("Data in", case.requests * case.picture * KB / GB, book.find("hosting:data-in")),
-        Line("Data out", case.requests * case.answer / GB, book.find("hosting:data-out")),
+        Line("Data in", scenario.requests * scenario.picture * KB / GB, book.find("hosting:data-in")),
+        Line("Data out", scenario.requests * scenario.answer / GB, book.find("hosting:data-out")),
     ]
 
 
-def storage(item: str, size: Decimal, book: Book) -> list[Line]:
-    """GB-months in S3, a line for each tier that they reach."""
-    lines = []
+def storage(item: str, size: Decimal, book: PriceBook) -> list[Line]:
+    """GB-months in S3, one line for each price tier that they reach."""
+    lines: list[Line] = []
     for tier, width in S3_TIERS:
         part = size if width is None else min(size, width)
         if part or not lines:
@@ -156,28 +161,28 @@ def storage(item: str, size: Decimal, book: Book) -> list[Line]:
     return lines
 
 
-def through_s3(case: Case, book: Book) -> list[Line]:
-    """The model, a month of pictures and answers, and for each of both one write and one read."""
-    size = case.requests * (case.picture * KB + case.answer) / GB
-    thousands = 2 * case.requests / 1000
+def through_s3(scenario: Scenario, book: PriceBook) -> list[Line]:
+    """Storage of the model and a month of pictures and answers; one write and one read for each of them."""
+    size = scenario.requests * (scenario.picture * KB + scenario.answer) / GB
+    thousands = 2 * scenario.requests / 1000
     return [
-        *storage("Model and data in S3", case.model * MB / GB + size, book),
+        *storage("Model and data in S3", scenario.model * MB / GB + size, book),
         Line("S3 writes", thousands, book.find("s3:put-copy-post-list")),
         Line("S3 reads", thousands, book.find("s3:get-select")),
     ]
 
 
-def logs(case: Case, book: Book) -> list[Line]:
-    """CloudWatch: taking the month's log in, and keeping it."""
-    if not case.logs:
+def logs(scenario: Scenario, book: PriceBook) -> list[Line]:
+    """CloudWatch Logs: ingestion of the month's logs, and their storage."""
+    if not scenario.logs:
         return []
-    size = case.requests * case.logs / GB
-    prices = book.find("cloudwatch-logs:ingest"), book.find("cloudwatch-logs:storage")
-    return [Line("Logs", size, prices[0]), Line("Logs kept", size, prices[1])]
+    size = scenario.requests * scenario.logs / GB
+    ingest, stored = book.find("cloudwatch-logs:ingest"), book.find("cloudwatch-logs:storage")
+    return [Line("Logs", size, ingest), Line("Log storage", size, stored)]
 
 
-def alarms(number: int, book: Book) -> list[Line]:
-    """The alarms that scaling makes."""
+def alarms(number: int, book: PriceBook) -> list[Line]:
+    """The CloudWatch alarms that scaling makes."""
     return [Line("Scaling alarms", Decimal(number), book.find("cloudwatch:alarm"))] if number else []
 
 
@@ -189,45 +194,52 @@ def decimal(number: float) -> Decimal:
     return Decimal(f"{number:.9g}")
 
 
-def instances_needed(case: Case) -> int:
-    """Instances for the busiest minute at the target load, at least the configured count."""
-    return max(case.count, math.ceil(case.traffic.peak / (case.speed() * case.busy) - 1e-9))
+def instances_needed(scenario: Scenario) -> int:
+    """Instances for the busiest minute at the target utilization, at least the configured count."""
+    usable = scenario.pictures_per_second() * scenario.target_utilization
+    return max(scenario.count, math.ceil(scenario.traffic.peak / usable - 1e-9))
 
 
-def hours_paid(case: Case) -> Decimal:
+def billed_hours(scenario: Scenario) -> Decimal:
     """Instance-hours of a month."""
-    if case.kind == "real-time":
-        return case.count * case.hours
-    if case.kind == "async":
-        return hours_up(case)
-    starting = jobs_instances(case) * case.hours / 24 * decimal(case.start) / 60  # one job a day
-    return starting + case.requests * decimal(1 / case.speed()) / 3600
+    if scenario.kind == "real-time":
+        return scenario.count * scenario.hours
+    if scenario.kind == "async":
+        return async_hours(scenario)
+    starts = batch_instances(scenario) * scenario.hours / 24  # one job a day
+    computing = scenario.requests * decimal(1 / scenario.pictures_per_second()) / 3600
+    return starts * decimal(scenario.start_minutes) / 60 + computing
 
 
-def hours_up(case: Case) -> Decimal:
-    """Instance-hours of an endpoint that is there while a request came in the last minutes.
+def async_hours(scenario: Scenario) -> Decimal:
+    """Instance-hours of an endpoint that runs while the last request is only minutes ago.
 
-    For Poisson traffic that is 1 - exp(-rate x minutes) of the time; real times say it themselves.
+    For Poisson traffic that is 1 - exp(-rate x minutes) of the time; a CSV file of times is counted exactly.
     """
-    able, stays = case.speed() * case.busy, 60 * (case.start + case.idle)
-    if case.traffic.curve.times:
-        span = 60 * len(case.traffic.curve.shares)
-        times = [*case.traffic.curve.times, case.traffic.curve.times[0] + span]
+    usable = scenario.pictures_per_second() * scenario.target_utilization
+    stays = 60 * (scenario.start_minutes + scenario.idle_minutes)
+    curve = scenario.traffic.curve
+    if curve.times:
+        span = 60 * len(curve.shares)
+        times = [*curve.times, curve.times[0] + span]
         covered = sum(min(stays, after - before) for before, after in pairwise(times)) / span
-        return case.hours * decimal(covered * math.ceil(float(case.traffic.rate) / able - 1e-9))
-    levels = case.traffic.levels()
-    up = sum(part * math.ceil(rate / able - 1e-9) * -math.expm1(-rate * stays) for rate, part in levels)
-    return case.hours * decimal(up)
+        return scenario.hours * decimal(covered * math.ceil(float(scenario.traffic.rate) / usable - 1e-9))
+    levels = scenario.traffic.levels()
+    running = sum(
+        part * math.ceil(rate / usable - 1e-9) * -math.expm1(-rate * stays) for rate, part in levels
+    )
+    return scenario.hours * decimal(running)
 
 
-def jobs_instances(case: Case) -> int:
-    """Instances for a daily job to end within the day."""
-    return math.ceil(float(case.traffic.rate) / case.speed() - 1e-9)
+def batch_instances(scenario: Scenario) -> int:
+    """Instances for a daily job to finish within the day."""
+    return math.ceil(float(scenario.traffic.rate) / scenario.pictures_per_second() - 1e-9)
 
 
-def share_on_provisioned(case: Case) -> float:
-    """The share of the requests that find one of the containers kept ready."""
-    if not case.provisioned:
+def share_on_provisioned(scenario: Scenario) -> float:
+    """The share of the requests that run on provisioned containers."""
+    if not scenario.provisioned:
         return 0.0
-    served = sum(part * min(rate, case.provisioned * case.speed()) for rate, part in case.traffic.levels())
-    return min(1.0, served / float(case.traffic.rate))
+    capacity = scenario.provisioned * scenario.pictures_per_second()
+    served = sum(part * min(rate, capacity) for rate, part in scenario.traffic.levels())
+    return min(1.0, served / float(scenario.traffic.rate))

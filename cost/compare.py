@@ -1,4 +1,4 @@
-"""Which kind of endpoint, and which instance, is cheapest for this traffic, and from what traffic on."""
+"""Rank every kind of endpoint and every instance type by price for this traffic, and find the break-even."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,156 +6,160 @@ from decimal import Decimal
 from fractions import Fraction
 
 from bill import (
-    LARGEST,
+    MAX_PICTURE,
     SERVERLESS_LIMIT,
-    Case,
+    Scenario,
+    batch_instances,
     bill,
-    by_traffic,
+    billed_hours,
     hosting,
-    hours_paid,
     instances_needed,
-    jobs_instances,
     total,
+    traffic_lines,
 )
-from month import as_of, where
-from prices import Book, CostError, Instance, instances
-from traffic import Traffic, at_a_time
+from monthly import as_of, describe_target
+from prices import CostError, Instance, PriceBook, instances
+from traffic import Traffic, concurrency_for
 
-KINDS = ("real-time", "async", "batch")  # those with instances
-DAY = 86400
-MOST = 10**9  # requests a day, as far as break-even is looked for
+INSTANCE_KINDS = ("real-time", "async", "batch")  # the kinds that run on instances
+SECONDS_PER_DAY = 86400
+MAX_PER_DAY = 10**9  # requests: where the search for the break-even stops
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to serve the traffic: what it costs a month, and how busy it is in the busiest minute."""
+    """One way to serve the traffic: its price per month, and its utilization in the busiest minute."""
 
-    case: Case
+    scenario: Scenario
     monthly: Decimal
     load: float
-    basis: str  # of the pictures per second
+    basis: str  # of the throughput
     note: str = ""
 
 
-def rows(case: Case, book: Book) -> tuple[list[Row], list[dict]]:
-    """Every way that can carry the traffic, cheapest first; and what cannot be ranked, with the reason."""
-    found: list[Row] = []
-    left: list[dict] = []
+def rank(scenario: Scenario, book: PriceBook) -> tuple[list[Row], list[dict]]:
+    """Every way that can serve the traffic, cheapest first; and what cannot be ranked, with the reason."""
+    rows: list[Row] = []
+    unranked: list[dict] = []
     for instance in instances().values():
-        reason = unranked(instance, case, book)
+        reason = why_unranked(instance, scenario, book)
         if not reason:
-            found += [on_instances(fit(case, kind, instance.name), book) for kind in KINDS]
+            rows += [on_instances(resize(scenario, kind, instance.name), book) for kind in INSTANCE_KINDS]
         elif f"hosting:{instance.name}" in book.prices:
-            left.append(aside(instance, case, book, reason))
-    for provisioned in dict.fromkeys((0, case.provisioned or 1)):
-        row = serverless(case, book, provisioned)
-        reason = impossible(row)
+            unranked.append(unranked_row(instance, book, reason))
+    for provisioned in dict.fromkeys((0, scenario.provisioned or 1)):
+        row = serverless(scenario, book, provisioned)
+        reason = why_impossible(row)
         if reason:
-            left.append({"kind": "serverless", "on": where(row.case), "per_hour": None, "reason": reason})
+            target = describe_target(row.scenario)
+            unranked.append({"kind": "serverless", "on": target, "per_hour": None, "reason": reason})
         else:
-            found.append(replace(row, note=serverless_note(row.case)))
-    return sorted(found, key=lambda row: row.monthly), left
+            rows.append(replace(row, note=serverless_note(row.scenario)))
+    return sorted(rows, key=lambda row: row.monthly), unranked
 
 
-def serverless_note(case: Case) -> str:
-    """The concurrency that the busiest minute needs, which is a setting of deploy; and cold starts."""
-    note = f"concurrency of {at_a_time(case.traffic.peak / case.speed())} or more"
-    return note if case.provisioned else f"{note}; cold starts after a pause"
+def serverless_note(scenario: Scenario) -> str:
+    """The `concurrency` (a setting of deploy) that the busiest minute needs; and a note about cold starts."""
+    load = scenario.traffic.peak / scenario.pictures_per_second()
+    note = f"concurrency of {concurrency_for(load)} or more"
+    return note if scenario.provisioned else f"{note}; cold start when idle"
 
 
-def impossible(row: Row) -> str:
-    """Why serverless cannot do it; nothing if it can."""
-    if row.case.picture > LARGEST["serverless"]:
-        return f"a picture of {row.case.picture} KB, and {LARGEST['serverless']:,} is the most"
-    need = math.ceil(row.load * SERVERLESS_LIMIT)
-    return f"would need {need:,} at a time, and {SERVERLESS_LIMIT} is the most" if row.load > 1 else ""
+def why_impossible(row: Row) -> str:
+    """Why serverless cannot serve the traffic; empty if it can."""
+    if row.scenario.picture > MAX_PICTURE["serverless"]:
+        return f"a picture of {row.scenario.picture} KB is over the limit of {MAX_PICTURE['serverless']:,} KB"
+    needed = math.ceil(row.load * SERVERLESS_LIMIT)
+    return f"needs a concurrency of {needed:,}, over the limit of {SERVERLESS_LIMIT}" if row.load > 1 else ""
 
 
-def pays_from(price: Decimal, found: list[Row], book: Book) -> float | None:
-    """Pictures/s from which a type of this hourly price has them as cheap as the cheapest of those ranked."""
+def pays_from(price: Decimal, rows: list[Row], book: PriceBook) -> float | None:
+    """Pictures/s at which a type of this hourly price is as cheap per picture as the cheapest ranked one."""
     per_picture = [
-        float(book.find(f"hosting:{row.case.instance}").price) / row.case.speed()
-        for row in found
-        if row.case.kind == "real-time"
+        float(book.find(f"hosting:{row.scenario.instance}").price) / row.scenario.pictures_per_second()
+        for row in rows
+        if row.scenario.kind == "real-time"
     ]
     return round(float(price) / min(per_picture), 1) if per_picture else None
 
 
-def unranked(instance: Instance, case: Case, book: Book) -> str:
-    """Why a type is not in the ranking; nothing if it is."""
+def why_unranked(instance: Instance, scenario: Scenario, book: PriceBook) -> str:
+    """Why a type is not ranked; empty if it is."""
     if f"hosting:{instance.name}" not in book.prices:
         return f"no price in {book.region}"
-    if case.speeds.of(instance.name) is not None:
+    if scenario.throughput.of(instance.name) is not None:
         return ""
     return "not measured on a GPU or accelerator" if instance.accelerator else "not measured on ARM"
 
 
-def aside(instance: Instance, case: Case, book: Book, reason: str) -> dict:
-    """A type that nothing was measured on: its price, without a guess at what it can do."""
+def unranked_row(instance: Instance, book: PriceBook, reason: str) -> dict:
+    """A type without a measurement: its price, and no guess of its throughput."""
     price = book.find(f"hosting:{instance.name}").price
     return {"kind": "real-time", "on": instance.name, "per_hour": price, "reason": reason}
 
 
-def fit(case: Case, kind: str, instance: str) -> Case:
-    """The case on as many instances of a type as it needs, for the busiest minute or to end in a day."""
-    fewest = case.count if kind == "real-time" else 1
-    case = replace(case, kind=kind, instance=instance, count=fewest, scaling=False)
-    return replace(case, count=jobs_instances(case) if kind == "batch" else instances_needed(case))
+def resize(scenario: Scenario, kind: str, instance: str) -> Scenario:
+    """The scenario on as many instances of a type as the busiest minute, or a daily batch job, needs."""
+    least = scenario.count if kind == "real-time" else 1
+    scenario = replace(scenario, kind=kind, instance=instance, count=least, scaling=False)
+    needed = batch_instances(scenario) if kind == "batch" else instances_needed(scenario)
+    return replace(scenario, count=needed)
 
 
-def on_instances(case: Case, book: Book) -> Row:
-    """A fitted case with its price."""
-    if case.kind == "batch":
-        load = float(case.traffic.rate) / (case.speed() * case.count)
-        return row(case, book, load, "answers once a day")
-    idle = f"answers by way of S3; the first after {case.idle:g} idle minutes waits {case.start:g}"
-    return row(case, book, case.load(), idle if case.kind == "async" else "")
+def on_instances(scenario: Scenario, book: PriceBook) -> Row:
+    """A resized scenario with its price."""
+    if scenario.kind == "batch":
+        load = float(scenario.traffic.rate) / (scenario.pictures_per_second() * scenario.count)
+        return priced_row(scenario, book, load, "one job per day")
+    idle, start = scenario.idle_minutes, scenario.start_minutes
+    note = f"answers through S3; after {idle:g} idle minutes the first takes {start:g} minutes"
+    return priced_row(scenario, book, scenario.load(), note if scenario.kind == "async" else "")
 
 
-def serverless(case: Case, book: Book, provisioned: int = 0) -> Row:
-    """Containers by need, up to 200 at a time."""
-    case = replace(case, kind="serverless", provisioned=provisioned)
-    return row(case, book, case.load())
+def serverless(scenario: Scenario, book: PriceBook, provisioned: int = 0) -> Row:
+    """Serverless with this provisioned concurrency, with its price."""
+    scenario = replace(scenario, kind="serverless", provisioned=provisioned)
+    return priced_row(scenario, book, scenario.load())
 
 
-def row(case: Case, book: Book, load: float, note: str = "") -> Row:
+def priced_row(scenario: Scenario, book: PriceBook, load: float, note: str = "") -> Row:
     """A Row with its price."""
-    basis = case.speeds.basis_of(case.instance) if case.kind != "serverless" else "assumed"
-    return Row(case, total(bill(case, book)), load, basis, note)
+    basis = "assumed" if scenario.kind == "serverless" else scenario.throughput.basis_of(scenario.instance)
+    return Row(scenario, total(bill(scenario, book)), load, basis, note)
 
 
 # --- the report
 
 
-def report(case: Case, book: Book) -> dict:
-    """All ways, cheapest first; what cannot be ranked; the break-even; lines for a plot."""
-    found, left = rows(case, book)
-    for other in left:
+def report(scenario: Scenario, book: PriceBook) -> dict:
+    """All ways, cheapest first; what cannot be ranked; the break-even; a plot's lines. Raises CostError."""
+    rows, unranked = rank(scenario, book)
+    for other in unranked:
         if other["per_hour"]:
-            other["pays_from"] = pays_from(other["per_hour"], found, book)
-    if not any(row.case.kind == "real-time" for row in found):
+            other["pays_from"] = pays_from(other["per_hour"], rows, book)
+    if not any(row.scenario.kind == "real-time" for row in rows):
         raise CostError(f"no instance type has a price in {book.region}: --refresh reads AWS's list")
-    prices = [line.price for row in found for line in bill(row.case, book)]
+    prices = [line.price for row in rows for line in bill(row.scenario, book)]
     return {
-        "kinds": [as_json(row) for row in found],
-        "unranked": left,
-        "break_even": {"requests_a_day": break_even(case, book), "least_instances": case.count},
-        "plot": curves(case, book),
+        "kinds": [as_json(row) for row in rows],
+        "unranked": unranked,
+        "break_even": {"requests_a_day": break_even(scenario, book), "least_instances": scenario.count},
+        "plot": curves(scenario, book),
         "as_of": as_of(prices),
-        "notes": ["real-time here is a fixed number of instances; --simulate has it with scaling too"],
+        "notes": ["real-time has a fixed number of instances here; --simulate includes autoscaling"],
     }
 
 
 def as_json(row: Row) -> dict:
-    """One row as JSON has it."""
+    """One row as JSON."""
     return {
-        "kind": row.case.kind,
-        "on": where(row.case),
-        "instances": None if row.case.kind == "serverless" else row.case.count,
+        "kind": row.scenario.kind,
+        "on": describe_target(row.scenario),
+        "instances": None if row.scenario.kind == "serverless" else row.scenario.count,
         "load": round(row.load, 6),
         "monthly": row.monthly,
-        "per_1000": row.monthly / row.case.requests * 1000,
-        "speed": round(row.case.speed(), 3),
+        "per_1000": row.monthly / row.scenario.requests * 1000,
+        "speed": round(row.scenario.pictures_per_second(), 3),
         "basis": row.basis,
         "note": row.note,
     }
@@ -164,55 +168,58 @@ def as_json(row: Row) -> dict:
 # --- break-even
 
 
-def at(case: Case, per_day: float) -> Case:
-    """The same case with so many requests a day, spread in the same way; real times give but their shares."""
-    curve = replace(case.traffic.curve, times=None)
-    return replace(case, traffic=Traffic(Fraction(per_day) / DAY, curve))
+def with_rate(scenario: Scenario, per_day: float) -> Scenario:
+    """The same scenario with this many requests per day, distributed in the same way.
+
+    Of recorded times only the shares of each minute are kept.
+    """
+    curve = replace(scenario.traffic.curve, times=None)
+    return replace(scenario, traffic=Traffic(Fraction(per_day) / SECONDS_PER_DAY, curve))
 
 
-def cheapest(case: Case, book: Book, kind: str) -> Decimal:
-    """The lowest monthly price of a kind, over every type that can be ranked."""
-    fitted = [fit(case, kind, name) for name in ranked(case, book)]
-    on_them = min(total(hosting(one, book, hours_paid(one))) for one in fitted)
-    return on_them + total(by_traffic(fitted[0], book))
+def cheapest(scenario: Scenario, book: PriceBook, kind: str) -> Decimal:
+    """The lowest monthly price of a kind over every type that can be ranked."""
+    resized = [resize(scenario, kind, name) for name in ranked_types(scenario, book)]
+    on_instances = min(total(hosting(option, book, billed_hours(option))) for option in resized)
+    return on_instances + total(traffic_lines(resized[0], book))
 
 
-def ranked(case: Case, book: Book) -> list[str]:
-    """The types that have a price and a speed."""
-    return [instance.name for instance in instances().values() if not unranked(instance, case, book)]
+def ranked_types(scenario: Scenario, book: PriceBook) -> list[str]:
+    """The types that have a price and a throughput."""
+    return [instance.name for instance in instances().values() if not why_unranked(instance, scenario, book)]
 
 
-def break_even(case: Case, book: Book) -> int | None:
-    """Requests a day at which serverless stops being cheaper than real-time; None if it never is.
+def break_even(scenario: Scenario, book: PriceBook) -> int | None:
+    """Requests per day at which serverless stops being cheaper than real-time; None if it never is.
 
-    Real-time rises in steps, so close to this number the two can change places more than once.
+    Real-time rises in steps, so near this number the two can change places more than once.
     """
 
-    def cheaper(per_day: int) -> bool:
-        now = at(case, per_day)
-        one = serverless(now, book)
-        return not impossible(one) and one.monthly < cheapest(now, book, "real-time")
+    def is_cheaper(per_day: int) -> bool:
+        changed = with_rate(scenario, per_day)
+        row = serverless(changed, book)
+        return not why_impossible(row) and row.monthly < cheapest(changed, book, "real-time")
 
-    if not cheaper(1):
+    if not is_cheaper(1):
         return None
     low, high = 1, 2
-    while high < MOST and cheaper(high):
+    while high < MAX_PER_DAY and is_cheaper(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if cheaper(middle) else (low, middle)
+        low, high = (middle, high) if is_cheaper(middle) else (low, middle)
     return high
 
 
-def curves(case: Case, book: Book, points: int = 19) -> dict[str, list[tuple[float, float]]]:
-    """For a plot: (requests a day, USD a month) of serverless and the cheapest of each other kind."""
-    lines: dict[str, list] = {"serverless": [], **{kind: [] for kind in KINDS}}
+def curves(scenario: Scenario, book: PriceBook, points: int = 19) -> dict[str, list[tuple[float, float]]]:
+    """For a plot: (requests per day, USD per month) of serverless and the cheapest of each other kind."""
+    lines: dict[str, list] = {"serverless": [], **{kind: [] for kind in INSTANCE_KINDS}}
     for step in range(points):
         per_day = round(10 ** (1 + 6 * step / (points - 1)))
-        now = at(case, per_day)
-        one = serverless(now, book)
-        if not impossible(one):
-            lines["serverless"].append((per_day, float(one.monthly)))
-        for kind in KINDS:
-            lines[kind].append((per_day, float(cheapest(now, book, kind))))
+        changed = with_rate(scenario, per_day)
+        row = serverless(changed, book)
+        if not why_impossible(row):
+            lines["serverless"].append((per_day, float(row.monthly)))
+        for kind in INSTANCE_KINDS:
+            lines[kind].append((per_day, float(cheapest(changed, book, kind))))
     return lines

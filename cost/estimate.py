@@ -1,61 +1,63 @@
-"""What an endpoint costs: before there is one, for any kind and traffic, and while there is one.
+"""The cost of an endpoint: before it exists, for any kind and traffic, and while it runs.
 
-    python cost/estimate.py                            # the month's bill, line by line
-    python cost/estimate.py --example guide            # the case of fast.ai's guide, then and now
+    python cost/estimate.py                            # the monthly bill, line by line
+    python cost/estimate.py --example guide            # the example of fast.ai's guide, then and now
     python cost/estimate.py --compare --requests 10/s  # every kind and instance, cheapest first
     python cost/estimate.py --simulate --curve office  # a day, request by request
     python cost/estimate.py --hourly --kind real-time --instance ml.c7i.large --count 2 --json  # for programs
     python cost/estimate.py --refresh --region eu-west-1
     python cost/estimate.py --actual                   # the endpoints in your account
 
-Exit codes: 0 done · 2 usage or configuration · 3 the world failed
+Exit codes: 0 success · 2 usage or configuration · 3 external failure
 """
 
 import argparse
+import io
 import json
 import os
 import sys
 from decimal import Decimal
 
-import month
+import monthly
 import options
-import speed
-from bill import LARGEST, Case
+import throughput
+from bill import MAX_PICTURE, Scenario
 from prices import CostError, find_instance, load
 from traffic import make
 
-MODEL = Decimal(95)  # MB; resnet50 in fp32, packed
+ASSUMED_MODEL = Decimal(95)  # MB; resnet50 in fp32, packed
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Reckon, and print a table, JSON or CSV; returns the exit code."""
-    sys.stdout.reconfigure(errors="replace")
+    """Print a table, JSON or CSV; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without UTF-8 shows "?" instead of failing
+        sys.stdout.reconfigure(errors="replace")
     try:
         args = options.parse(argv, __doc__.splitlines()[0])
-        report = reckon(args)
+        report = build_report(args)
         if args.json:
-            print(json.dumps(report, default=plain, indent=2, ensure_ascii=False))
+            print(json.dumps(report, default=to_json_number, indent=2, ensure_ascii=False))
         else:
             import show
 
-            (show.csv_lines if args.csv else show.show)(report)
+            (show.print_csv if args.csv else show.print_report)(report)
         return 0
     except CostError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def reckon(args: argparse.Namespace) -> dict:
-    """The report that the command line asks for, as JSON has it."""
+def build_report(args: argparse.Namespace) -> dict:
+    """The report that the command line requests, as JSON. Imports only what it needs. Raises CostError."""
     if args.actual:
         import actual
 
-        return actual.report(args.region, args.billed)
+        return actual.report(args.region, billed=args.billed)
     region = args.region or "us-east-1"
     if args.refresh:
         import refresh
@@ -66,36 +68,39 @@ def reckon(args: argparse.Namespace) -> dict:
         import example
 
         return example.guide(book)
-    case, notes = make_case(args)
+    scenario, notes = make_scenario(args)
     if args.kind == "training" and not args.hourly:
-        raise CostError("training is priced by --hourly: a month of it has no lines")
+        raise CostError("training has no monthly bill: give --hourly for its price")
     if args.hourly:
-        return month.hourly(case, book)
-    common = {"region": region, "currency": "USD", "age": book.age(), "traffic": month.about(case)}
-    common |= {"speed": case.speeds.source, "assumed": notes}
+        return monthly.hourly_report(scenario, book)
+    common = {"region": region, "currency": "USD", "age": book.age()}
+    common |= {"traffic": monthly.describe_traffic(scenario), "speed": scenario.throughput.source}
+    common |= {"assumed": notes}
     if args.compare:
         import compare
 
-        return common | compare.report(case, book)
+        return common | compare.report(scenario, book)
     if args.simulate:
         import simulate
 
-        most = args.max or simulate.UNLIMITED
-        settings = simulate.Settings(float(args.cold), most, args.invocations, args.seed)
-        return common | simulate.report(case, book, settings, float(args.limit))
-    return common | month.report(case, book)
+        max_instances = args.max or simulate.UNLIMITED
+        settings = simulate.Settings(
+            float(args.cold_start_seconds), max_instances, args.invocations, args.seed
+        )
+        return common | simulate.report(scenario, book, settings, float(args.limit))
+    return common | monthly.report(scenario, book)
 
 
-def make_case(args: argparse.Namespace) -> tuple[Case, list[str]]:
-    """The case that the command line says, and what had to be assumed for it. Raises CostError."""
+def make_scenario(args: argparse.Namespace) -> tuple[Scenario, list[str]]:
+    """The scenario of the command line, and a sentence for each assumption. Raises CostError."""
     find_instance(args.instance)
     if not args.count and not args.hourly:
-        raise CostError("count 0 has no traffic to carry: give 1 or more instances")
-    if args.picture > LARGEST.get(args.kind, args.picture):
+        raise CostError("count 0 cannot serve traffic: give 1 or more instances")
+    if args.picture > MAX_PICTURE.get(args.kind, args.picture):
         text = f"a picture of {args.picture} KB is too large for {args.kind}"
-        raise CostError(f"{text}: it takes {LARGEST[args.kind]:,} KB")
+        raise CostError(f"{text}: the limit is {MAX_PICTURE[args.kind]:,} KB")
     model, notes = model_size(args)
-    case = Case(
+    scenario = Scenario(
         kind=args.kind,
         instance=args.instance,
         count=args.count,
@@ -109,38 +114,38 @@ def make_case(args: argparse.Namespace) -> tuple[Case, list[str]]:
         logs=args.logs,
         volume=args.volume,
         scaling=args.max > 0,
-        busy=args.busy,
-        start=float(args.start),
-        idle=float(args.idle),
-        speeds=find_speeds(args),
+        target_utilization=args.target_utilization,
+        start_minutes=float(args.start),
+        idle_minutes=float(args.idle),
+        throughput=find_throughput(args),
     )
-    return case, notes
+    return scenario, notes
 
 
 def model_size(args: argparse.Namespace) -> tuple[Decimal, list[str]]:
-    """MB of the model: what was said, the archive's, or an assumption that is told."""
+    """MB of the model: as given, the archive's, or assumed, with a sentence about that."""
     if args.model is not None:
         return args.model, []
     if args.archive and args.archive.is_file():
         return Decimal(args.archive.stat().st_size) / 10**6, []
-    why = f"there is no {args.archive}" if args.archive else "no archive is named"
-    return MODEL, [f"the model is taken for {MODEL} MB: {why}"]
+    why = f"{args.archive} does not exist" if args.archive else "no --archive is given"
+    return ASSUMED_MODEL, [f"assuming a model of {ASSUMED_MODEL} MB: {why}"]
 
 
-def find_speeds(args: argparse.Namespace) -> speed.Speeds:
-    """Pictures per second: what was said, measured, or assumed."""
+def find_throughput(args: argparse.Namespace) -> throughput.Throughput:
+    """Pictures per second: as given, measured, or assumed."""
     if args.throughput:
-        return speed.given(args.instance, float(args.throughput))
-    on = None if args.kind == "serverless" else args.instance
-    found = speed.measured(args.bench, on, args.count) if args.bench else None
-    return found or speed.assumed()
+        return throughput.given(args.instance, float(args.throughput))
+    instance = None if args.kind == "serverless" else args.instance
+    found = throughput.measured(args.bench, instance, args.count) if args.bench else None
+    return found or throughput.assumed()
 
 
-def plain(number: object) -> int | float:
-    """A Decimal as JSON has it."""
+def to_json_number(number: object) -> int | float:
+    """Convert a Decimal for JSON: whole numbers to int."""
     if isinstance(number, Decimal):
         return int(number) if number == number.to_integral_value() else float(number)
-    raise TypeError(f"{number!r} is no number")
+    raise TypeError(f"{number!r} is not a number")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reports as tables for people, and as CSV for spreadsheets; both from what --json prints."""
+"""Print reports as tables for people and as CSV for spreadsheets; both from the data that --json prints."""
 
 import csv
 import os
@@ -9,16 +9,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wording import age, dollars, exact, money, number, plot, rate, seconds, sentences, share, span, sparkline
+from formatting import (
+    age,
+    dollars,
+    exact,
+    footnotes,
+    money,
+    number,
+    percent,
+    plot,
+    seconds,
+    span,
+    sparkline,
+    traffic_title,
+)
 
-NARROW = 110  # characters; in fewer, figures would be cut
-RANKED = 12  # rows of --compare in the table; JSON has all
+MIN_WIDTH = 110  # characters; with fewer, rich would truncate figures
+MAX_RANKED = 12  # rows of --compare in the table; JSON has all
+MONEY_COLUMNS = ("per_hour", "spent", "month_end", "billed")
+Printable = tuple[str, list[str], list[list[str]], list[list[str]]]  # title, headings, rows, footer
 
 
-def show(report: dict) -> None:
-    """Print a report."""
+def print_report(report: dict) -> None:
+    """Print a report as a table with footnotes."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
-    console.width = max(console.width, NARROW)
+    console.width = max(console.width, MIN_WIDTH)
     title, headings, rows, footer = tabulate(report)
     if rows:
         table = Table(
@@ -37,12 +52,12 @@ def show(report: dict) -> None:
         console.print(title, soft_wrap=True)
     if "plot" in report:
         console.print(plot(report["plot"]), soft_wrap=True)
-    for sentence in sentences(report):
+    for sentence in footnotes(report):
         console.print(sentence, soft_wrap=True)
 
 
-def csv_lines(report: dict) -> None:
-    """Print the report's rows as CSV: the same keys as in JSON."""
+def print_csv(report: dict) -> None:
+    """Print the report's rows as CSV, with the keys of JSON."""
     rows = next(
         (
             report[key]
@@ -57,23 +72,23 @@ def csv_lines(report: dict) -> None:
     writer.writerows(rows)
 
 
-def tabulate(report: dict) -> tuple[str, list[str], list[list[str]], list[list[str]]]:
-    """A report's title, headings (">" to the right), rows, and rows below the line."""
+def tabulate(report: dict) -> Printable:
+    """A report's title, headings (">": aligned right), rows, and footer rows."""
     for key, make in (
-        ("lines", month),
+        ("lines", monthly_bill),
         ("example", example),
-        ("kinds", kinds),
+        ("kinds", comparison),
         ("outcomes", outcomes),
         ("endpoints", endpoints),
         ("sentence", lambda report: (report["sentence"], [], [], [])),
     ):
         if key in report:
             return make(report)
-    raise KeyError("a report of no known kind")
+    raise KeyError("a report of an unknown kind")
 
 
-def month(report: dict) -> tuple:
-    """The bill."""
+def monthly_bill(report: dict) -> Printable:
+    """The monthly bill."""
     traffic = report["traffic"]
     title = (
         f"{report['kind']}, {report['on']}, {report['region']}: {number(traffic['per_month'])} requests "
@@ -93,59 +108,60 @@ def month(report: dict) -> tuple:
     total = report["total"]
     footer = [
         [name, "", "", "", "$" + money(total[key]), ""]
-        for name, key in (("A month", "month"), ("A year", "year"), ("1,000 predictions", "per_1000"))
+        for name, key in (("Per month", "month"), ("Per year", "year"), ("1,000 predictions", "per_1000"))
     ]
     return title, ["item", ">amount", "unit", ">unit price", ">monthly", "price seen"], rows, footer
 
 
-def example(report: dict) -> tuple:
-    """The guide's case."""
+def example(report: dict) -> Printable:
+    """The guide's example, in 2019 and today."""
     rows = []
     for row in report["rows"]:
-        then = [
+        old = [
             "$" + exact(row[key]) if key in row else "-"
             for key in ("unit_price_2019", "guide", "monthly_2019")
         ]
         unit = row["unit"].replace("instance-hour", "hours").replace("GB-month", "GB")
         amount = f"{number(row['amount'])} {unit}"
-        today = ["$" + exact(row["unit_price"]), "$" + exact(row["monthly"])]
-        rows.append([row["item"], amount, *then, *today, row["as_of"]])
-    guide, corrected, same, today = (
+        new = ["$" + exact(row["unit_price"]), "$" + exact(row["monthly"])]
+        rows.append([row["item"], amount, *old, *new, row["as_of"]])
+    guide, corrected, same_lines, today = (
         "$" + exact(report["total"][key]) for key in ("guide", "2019", "same_lines", "today")
     )
     footer = [
-        ["Total", "", "", guide, corrected, "", same, ""],
-        ["with the volume", "", "", "", "", "", today, ""],
+        ["Total", "", "", guide, corrected, "", same_lines, ""],
+        ["With the volume", "", "", "", "", "", today, ""],
     ]
     headings = [
         "item",
         ">amount",
         ">2019",
-        ">the guide said",
-        ">right in 2019",
+        ">in the guide",
+        ">corrected",
         ">today",
-        ">a month",
+        ">monthly",
         "price seen",
     ]
-    title = f"The guide's example: 2 x ml.t2.medium, {report['region']}, a request a minute, 744 hours"
+    title = f"The guide's example: 2 x ml.t2.medium, {report['region']}, one request per minute, 744 hours"
     return title, headings, rows, footer
 
 
-def kinds(report: dict) -> tuple:
-    """Every kind side by side."""
-    shown, seen = [], set()
+def comparison(report: dict) -> Printable:
+    """Every kind side by side: the cheapest of each, and the cheapest real-time types."""
+    shown: list[dict] = []
+    seen: set[str] = set()
     for row in report["kinds"]:
         key = row["kind"] if row["kind"] != "serverless" else row["on"]
         if row["kind"] == "real-time" or key not in seen:
             shown.append(row)
         seen.add(key)
     others = [row for row in shown if row["kind"] != "real-time"]
-    shown = [row for row in shown if row in others or shown.index(row) < RANKED]
+    shown = [row for row in shown if row in others or shown.index(row) < MAX_RANKED]
     rows = [
         [
             row["kind"],
             row["on"].removeprefix("serverless, "),
-            share(row["load"]),
+            percent(row["load"]),
             f"{row['speed']:.3g} ({row['basis']})",
             "$" + money(row["monthly"]),
             "$" + money(row["per_1000"]),
@@ -155,12 +171,13 @@ def kinds(report: dict) -> tuple:
     ]
     traffic = report["traffic"]
     title = (
-        f"{rate(traffic)}, {report['region']}: every kind, cheapest first ({len(report['kinds'])} in --json)"
+        f"{traffic_title(traffic)}, {report['region']}: "
+        f"every kind, cheapest first ({len(report['kinds'])} in --json)"
     )
-    return title, ["kind", "on", ">load", ">pictures/s of one", ">a month", ">1,000", ""], rows, []
+    return title, ["kind", "on", ">load", ">pictures/s each", ">monthly", ">1,000", ""], rows, []
 
 
-def outcomes(report: dict) -> tuple:
+def outcomes(report: dict) -> Printable:
     """A simulated day."""
     rows = [
         [
@@ -169,21 +186,21 @@ def outcomes(report: dict) -> tuple:
             "$" + money(row["monthly"]),
             seconds(row["p50"]),
             seconds(row["p99"]),
-            share(row["over_limit"]),
-            "-" if row["kind"] == "asynchronous" else share(row["refused"]),
-            share(row["cold"]) if row["instances"] is None else "-",
+            percent(row["over_limit"]),
+            "-" if row["kind"] == "asynchronous" else percent(row["refused"]),
+            percent(row["cold"]) if row["instances"] is None else "-",
             f"{row['simulated']:,}",
         ]
         for row in report["outcomes"]
     ]
-    headings = ["kind", ">instances", ">a month", ">p50", ">p99", f">over {seconds(report['limit'])}"]
-    headings += [">refused", ">cold", ">simulated"]
-    title = f"{rate(report['traffic'])}, {report['region']}  |{sparkline(report['busy'])}|"
+    headings = ["kind", ">instances", ">monthly", ">p50", ">p99", f">over {seconds(report['limit'])}"]
+    headings += [">refused", ">cold starts", ">simulated"]
+    title = f"{traffic_title(report['traffic'])}, {report['region']}  |{sparkline(report['busy'])}|"
     return title, headings, rows, []
 
 
-def endpoints(report: dict) -> tuple:
-    """What runs in the account."""
+def endpoints(report: dict) -> Printable:
+    """The endpoints in the account."""
     rows = [
         [
             row["endpoint"],
@@ -191,20 +208,20 @@ def endpoints(report: dict) -> tuple:
             row["state"],
             row["on"],
             age(row["age_hours"]),
-            *(dollars(row[key]) for key in ("per_hour", "spent", "month_end", "billed")),
+            *(dollars(row[key]) for key in MONEY_COLUMNS),
         ]
         for row in report["endpoints"]
     ]
-    total = report["total"]
-    footer = [
-        [
-            "All",
-            "",
-            "",
-            "",
-            "",
-            *(dollars(total[key]) for key in ("per_hour", "spent", "month_end", "billed")),
-        ]
+    footer = [["Total", "", "", "", "", *(dollars(report["total"][key]) for key in MONEY_COLUMNS)]]
+    headings = [
+        "endpoint",
+        "project",
+        "state",
+        "on",
+        ">age",
+        ">per hour",
+        ">so far",
+        ">this month",
+        ">billed",
     ]
-    headings = ["endpoint", "project", "state", "on", ">age", ">an hour", ">so far", ">this month", ">billed"]
     return f"Endpoints of this tool in {report['region']}", headings, rows, footer if rows else []

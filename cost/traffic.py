@@ -1,4 +1,4 @@
-"""Traffic: how many requests, and how they spread over the day."""
+"""Traffic: how many requests, and how they are distributed over the day."""
 
 import csv
 import math
@@ -15,17 +15,17 @@ from prices import CostError
 
 SECONDS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "day": 86400}
 MINUTES = 24 * 60
-# Requests of each hour relative to each other.
+# Requests in each hour, relative to each other: an invented office day, not a measured one.
 OFFICE = [1, 1, 1, 1, 1, 2, 4, 10, 22, 30, 32, 30, 24, 28, 32, 32, 28, 20, 12, 8, 6, 4, 2, 1]
-SPIKE = (12 * 60, 15, 10)  # at noon, for 15 minutes, ten times the rest
+SPIKE = (12 * 60, 15, 10)  # from noon, for 15 minutes, ten times the other minutes
 CURVES = ("constant", "office", "spike")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Each minute's share of the traffic, 1 on average, day after day.
+    """Each minute's traffic relative to the mean (1 on average), repeated every day.
 
-    `times` are real ones, in seconds from the first minute's start, or None.
+    `times` are recorded ones, in seconds from the start of the first minute, or None.
     """
 
     name: str
@@ -34,19 +34,19 @@ class Curve:
 
     @cached_property
     def peak(self) -> float:
-        """The share of the busiest minute."""
+        """The busiest minute's traffic relative to the mean."""
         return max(self.shares)
 
     @cached_property
     def levels(self) -> list[tuple[float, float]]:
-        """Each different share, with its part of the day."""
+        """Each different value in `shares`, with its part of the day."""
         counts = Counter(round(share, 3) for share in self.shares)
         return [(share, n / len(self.shares)) for share, n in counts.items()]
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """A mean rate in requests per second, and how it spreads."""
+    """A mean rate in requests per second, and its distribution over the day."""
 
     rate: Fraction
     curve: Curve
@@ -62,25 +62,25 @@ class Traffic:
 
 
 def make(requests: str, curve: str) -> Traffic:
-    """`requests` such as "10/s", spread as `curve` says: constant, office, spike, or a CSV file of times."""
+    """Traffic from a rate such as "10/s" and a curve: constant, office, spike, or a CSV file of times."""
     if curve.endswith(".csv"):
         return read_csv(Path(curve))
     rate = parse_rate(requests)
     if curve == "constant":
         shares = [1.0] * MINUTES
     elif curve == "office":
-        shares = smooth(OFFICE)
+        shares = interpolate(OFFICE)
     elif curve == "spike":
-        start, long, high = SPIKE
-        level = MINUTES / (MINUTES + long * (high - 1))
-        shares = [level * (high if start <= minute < start + long else 1) for minute in range(MINUTES)]
+        start, length, factor = SPIKE
+        base = MINUTES / (MINUTES + length * (factor - 1))
+        shares = [base * (factor if start <= minute < start + length else 1) for minute in range(MINUTES)]
     else:
-        raise CostError(f"there is no curve {curve!r}: take {', '.join(CURVES)} or a .csv file of times")
+        raise CostError(f"there is no curve {curve!r}: use {', '.join(CURVES)} or a .csv file of times")
     return Traffic(rate, Curve(curve, tuple(shares)))
 
 
-def smooth(hours: list[int]) -> list[float]:
-    """A share for each minute, straight from the middle of one hour to the middle of the next."""
+def interpolate(hours: list[int]) -> list[float]:
+    """A value for each minute, linear from the middle of one hour to the middle of the next."""
     shares = []
     for minute in range(MINUTES):
         hour, part = divmod((minute + 0.5) / 60 - 0.5, 1)
@@ -90,44 +90,49 @@ def smooth(hours: list[int]) -> list[float]:
 
 
 def parse_rate(text: str) -> Fraction:
-    """Requests per second, from words: 1/min, 10/s, 5000/day. CostError unless it is such a rate above 0."""
+    """Requests per second from 1/min, 10/s, 500/hour or 5000/day. Raises CostError for anything else."""
+    example = "write 1/min, 10/s, 500/hour or 5000/day"
     match = re.fullmatch(r"\s*(-?[\d_,.]+(?:e\d+)?)\s*/\s*([a-z]+)\s*", text)
+    if match is None or match[2] not in SECONDS:
+        raise CostError(f"requests {text!r} is not a rate: {example}")
     try:
         number = Fraction(match[1].replace(",", "").replace("_", ""))
-        unit = SECONDS[match[2]]
-    except (TypeError, ValueError, KeyError):
-        raise CostError(f"requests {text!r} is not a rate: write 1/min, 10/s, 500/hour or 5000/day") from None
+    except ValueError:
+        raise CostError(f"requests {text!r} is not a rate: {example}") from None
     if number <= 0:
-        raise CostError(f"requests {text!r} is not above 0: write 1/min, 10/s, 500/hour or 5000/day")
-    return number / unit
+        raise CostError(f"requests {text!r} is not above 0: {example}")
+    return number / SECONDS[match[2]]
 
 
 def per_month(rate: Fraction, hours: Decimal) -> Decimal:
-    """Requests in a month of so many hours, exactly where that is a whole number."""
+    """Requests in a month of this many hours, exact where that is a whole number."""
     exact = rate * Fraction(hours) * 3600
     return Decimal(exact.numerator) / Decimal(exact.denominator)
 
 
-def loss(load: float, places: int) -> float:
-    """Erlang's B: the share that finds all places taken; `load` is requests per second x seconds each."""
+def erlang_b(load: float, servers: int) -> float:
+    """Erlang's B formula: the share of requests that find all servers busy.
+
+    `load` is the offered load: requests per second x seconds per request.
+    """
     blocked = 1.0
-    for place in range(1, places + 1):
-        blocked = load * blocked / (place + load * blocked)
+    for server in range(1, servers + 1):
+        blocked = load * blocked / (server + load * blocked)
     return blocked
 
 
-def at_a_time(load: float, refused: float = 0.001) -> int:
-    """Places for a load, so that no more than this share is refused."""
-    places = math.ceil(load)
-    while loss(load, places) > refused:
-        places += 1
-    return places
+def concurrency_for(load: float, max_blocked: float = 0.001) -> int:
+    """The fewest servers for an offered load that refuse no more than this share of the requests."""
+    servers = math.ceil(load)
+    while erlang_b(load, servers) > max_blocked:
+        servers += 1
+    return servers
 
 
 def read_csv(file: Path) -> Traffic:
-    """Real times, one a line in the first column (ISO 8601, or seconds since 1970); a heading is passed over.
+    """Traffic from recorded times, one per line in the first column; a heading is skipped.
 
-    CostError names the line that is no time.
+    Times are ISO 8601 or seconds since 1970. Raises CostError that names the first line without a time.
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as lines:
@@ -137,18 +142,20 @@ def read_csv(file: Path) -> Traffic:
         raise CostError(f"{file} cannot be read as CSV: {reason}") from None
     if rows and parse_time(rows[0][1]) is None:
         del rows[0]
-    times = [parse_time(text) for _, text in rows]
-    if None in times:
-        number, text = rows[times.index(None)]
-        text = f"line {number} of {file}, {text[:40]!r}, is not a time"
-        raise CostError(f"{text}: write 2026-11-22T08:30:00 or seconds since 1970")
+    times = []
+    for number, text in rows:
+        time = parse_time(text)
+        if time is None:
+            text = f"line {number} of {file}, {text[:40]!r}, is not a time"
+            raise CostError(f"{text}: write 2026-11-22T08:30:00 or seconds since 1970")
+        times.append(time)
     if len(times) < 2 or max(times) - min(times) < 60:
-        raise CostError(f"{file} has {len(times)} times: it takes two, at least a minute apart")
+        raise CostError(f"{file} has {len(times)} times: at least two are needed, a minute or more apart")
     return from_times(file.name, sorted(times))
 
 
 def from_times(name: str, times: list[float]) -> Traffic:
-    """Traffic from seconds since 1970, in order."""
+    """Traffic from sorted times in seconds since 1970."""
     start = times[0] // 60 * 60
     minutes = math.ceil((times[-1] - start + 1e-9) / 60)
     counts = Counter(int((time - start) // 60) for time in times)
@@ -158,10 +165,10 @@ def from_times(name: str, times: list[float]) -> Traffic:
 
 
 def parse_time(text: str) -> float | None:
-    """Seconds since 1970, or None when the text is no time."""
+    """Seconds since 1970, or None if the text is not a time."""
     try:
         seconds = float(text)
-        return seconds if 0 <= seconds < 1e11 else None  # above: milliseconds
+        return seconds if 0 <= seconds < 1e11 else None  # larger numbers are milliseconds
     except ValueError:
         pass
     try:

@@ -1,59 +1,87 @@
-"""What runs in an account: moto's server stands in for AWS, and boto3 speaks to it over HTTP."""
+"""The endpoints in an account: boto3 sends its requests over HTTP to moto's server in place of AWS."""
 
-import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import boto3
+import botocore.session
 import pytest
 import requests
-from test_cost import run
 
 import actual
+from support import ROOT
 
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto")
 REGION = "us-east-1"
 ROLE = "arn:aws:iam::123456789012:role/any"
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": REGION}
 INSTANCES = {"InstanceType": "ml.m5.large", "InitialInstanceCount": 2, "VolumeSizeInGB": 10}
+MODELS = botocore.session.Session().get_component("data_loader")
+CREATED = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
 def server():
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    """moto in a process of its own, on a port that the system chooses; its address."""
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if address := re.search(r"Running on (http://\S+)", line):
+                break
+        else:
+            pytest.fail("moto's server did not start")
+        # It logs every request: without a reader the pipe would fill and stop the server.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield address[1]
+        process.kill()
 
 
 @pytest.fixture
-def aws(server, monkeypatch, tmp_path):
-    """An empty account, and the environment that leads to it."""
+def aws(server, monkeypatch):
+    """An empty account, and the environment to use it."""
     requests.post(f"{server}/moto-api/reset", timeout=10)
-    for key, value in (KEYS | {"AWS_ENDPOINT_URL": server, "XDG_CACHE_HOME": str(tmp_path)}).items():
+    # Reading AWS's service models takes most of the time of a new client: read them once.
+    monkeypatch.setattr(botocore.session, "create_loader", lambda *_: MODELS)
+    for key, value in (KEYS | {"AWS_ENDPOINT_URL": server}).items():
         monkeypatch.setenv(key, value)
     return server
 
 
-def deploy(name: str, project: str | None = "pets", **variant: object) -> None:
-    """An endpoint as deploy makes it: three calls, with our tag or without."""
-    sagemaker = boto3.client("sagemaker")
-    tags = [{"Key": "owner", "Value": "me"}] + [{"Key": actual.TAG, "Value": project}] * bool(project)
-    image = {"Image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"}
-    sagemaker.create_model(ModelName=name, PrimaryContainer=image, ExecutionRoleArn=ROLE, Tags=tags)
-    variant = {"VariantName": "AllTraffic", "ModelName": name, **(variant or INSTANCES)}
-    sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], Tags=tags)
-    sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=tags)
+@pytest.fixture
+def client(aws) -> Callable:
+    """boto3 clients for this account."""
+    return boto3.Session().client
+
+
+@pytest.fixture
+def deploy(client) -> Callable[..., None]:
+    """Create an endpoint as deploy does it: three calls, with our tag or without."""
+
+    def deploy(name: str, project: str | None = "pets", **variant: object) -> None:
+        sagemaker = client("sagemaker")
+        tags = [{"Key": "owner", "Value": "me"}] + [{"Key": actual.TAG, "Value": project}] * bool(project)
+        image = {"Image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/ray:1"}
+        sagemaker.create_model(ModelName=name, PrimaryContainer=image, ExecutionRoleArn=ROLE, Tags=tags)
+        variant = {"VariantName": "AllTraffic", "ModelName": name, **(variant or INSTANCES)}
+        sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], Tags=tags)
+        sagemaker.create_endpoint(EndpointName=name, EndpointConfigName=name, Tags=tags)
+
+    return deploy
 
 
 def tomorrow() -> datetime:
     return datetime.now(UTC) + timedelta(days=1)
 
 
-def test_ours_are_found_by_their_tag_with_price_age_and_the_months_end(aws):
+def test_endpoints_are_found_by_their_tag_with_price_age_and_the_months_end(deploy):
     deploy("pets")
-    deploy("somebody-elses", project=None)
+    deploy("other-team", project=None)
     now = tomorrow()
     report = actual.report(None, billed=False, now=now)
     (row,) = report["endpoints"]
@@ -69,10 +97,11 @@ def test_ours_are_found_by_their_tag_with_price_age_and_the_months_end(aws):
     whole = Decimal((end - start).total_seconds()) / 3600 * per_hour
     assert row["month_end"] == pytest.approx(whole, rel=Decimal("0.01"))
     assert row["billed"] is None
+    assert row["not_estimated"] is None
     assert report["total"]["per_hour"] == row["per_hour"]
 
 
-def test_more_endpoints_than_a_page_are_all_found_and_added(aws):
+def test_more_endpoints_than_a_page_are_all_found_and_added(deploy):
     for number in range(12):
         deploy(f"pets-{number}", project=f"p{number}")
     report = actual.report(None, billed=False, now=tomorrow())
@@ -80,36 +109,142 @@ def test_more_endpoints_than_a_page_are_all_found_and_added(aws):
     assert report["total"]["per_hour"] == sum(row["per_hour"] for row in report["endpoints"])
 
 
-def test_serverless_costs_by_use_besides_what_is_kept_ready(aws):
+def test_serverless_has_the_price_of_provisioned_concurrency_and_no_estimate_of_its_requests(deploy):
     deploy("idle", ServerlessConfig={"MemorySizeInMB": 2048, "MaxConcurrency": 5})
-    kept = {"MemorySizeInMB": 2048, "MaxConcurrency": 5, "ProvisionedConcurrency": 2}
-    deploy("kept", ServerlessConfig=kept)
-    rows = {row["endpoint"]: row for row in actual.report(None, False, tomorrow())["endpoints"]}
+    warm = {"MemorySizeInMB": 2048, "MaxConcurrency": 5, "ProvisionedConcurrency": 2}
+    deploy("warm", ServerlessConfig=warm)
+    report = actual.report(None, billed=False, now=tomorrow())
+    rows = {row["endpoint"]: row for row in report["endpoints"]}
     assert rows["idle"]["per_hour"] == 0
-    assert rows["kept"]["per_hour"] == Decimal("0.072")  # 2 x 3,600 s x 0.00001
-    assert rows["kept"]["on"] == "serverless, 2 GB"
-    assert "by use" in rows["idle"]["note"]
+    assert rows["warm"]["per_hour"] == Decimal("0.072")  # 2 x 3,600 s x 0.00001
+    assert rows["warm"]["on"] == "serverless, 2 GB"
+    assert rows["idle"]["note"] == "not estimated: serverless is billed per request"
+    assert rows["idle"]["spent"] is None
+    assert rows["warm"]["spent"] is None
 
 
-def test_what_has_no_price_here_is_said_and_not_nothing(aws):
+def test_an_endpoint_without_a_price_is_reported_and_not_free(deploy):
     deploy("pets")
     deploy("large", InstanceType="ml.r5.24xlarge", InitialInstanceCount=1)
-    report = actual.report(None, False, tomorrow())
+    report = actual.report(None, billed=False, now=tomorrow())
     (row,) = (row for row in report["endpoints"] if row["endpoint"] == "large")
     assert row["per_hour"] is None
     assert row["spent"] is None
     assert any("large: there is no price for hosting:ml.r5.24xlarge" in note for note in report["notes"])
     assert report["total"]["per_hour"] > 0
+    assert actual.PARTIAL in report["notes"]
 
 
-def test_a_failed_endpoint_costs_nothing_now():
-    endpoint = {"EndpointName": "pets", "EndpointStatus": "Failed", "CreationTime": datetime.now(UTC)}
-    endpoint["EndpointArn"] = "arn:aws:sagemaker:us-east-1:123456789012:endpoint/pets"
-    config = {"ProductionVariants": [{"VariantName": "A"} | INSTANCES]}
-    row = actual.describe(endpoint, config, "pets", tomorrow())
+# --- the cost so far is estimated only if nothing has changed
+
+
+def endpoint(**changes: object) -> dict:
+    """DescribeEndpoint's answer for 2 x ml.m5.large, created on CREATED and never changed."""
+    variant = {"VariantName": "AllTraffic", "CurrentInstanceCount": 2}
+    return {
+        "EndpointName": "pets",
+        "EndpointArn": "arn:aws:sagemaker:us-east-1:123456789012:endpoint/pets",
+        "EndpointStatus": "InService",
+        "CreationTime": CREATED,
+        "LastModifiedTime": CREATED + timedelta(minutes=9),  # when the creation was complete
+        "ProductionVariants": [variant],
+    } | changes
+
+
+def describe(endpoint: dict, tags: dict | None = None, limits: dict | None = None, **config: object) -> dict:
+    config = {
+        "CreationTime": CREATED - timedelta(seconds=1),
+        "ProductionVariants": [{"VariantName": "AllTraffic"} | INSTANCES],
+    } | config
+    now = CREATED + timedelta(hours=100)
+    return actual.describe(
+        endpoint, config, {actual.TAG: "pets"} | (tags or {}), {} if limits is None else limits, now
+    )
+
+
+@pytest.mark.parametrize("limits", [{}, {"endpoint/pets/variant/AllTraffic": (2, 2)}], ids=["none", "2 to 2"])
+def test_what_an_unchanged_endpoint_has_cost_is_its_age_times_its_price(limits):
+    row = describe(endpoint(), limits=limits)
+    assert row["spent"] == pytest.approx(100 * row["per_hour"])
+    assert row["not_estimated"] is None
+    assert row["note"] == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"endpoint": endpoint(EndpointStatus="Creating")}, "it is Creating"),
+        ({"endpoint": endpoint(EndpointStatus="Updating")}, "it is Updating"),
+        (
+            {"limits": {"endpoint/pets/variant/AllTraffic": (1, 4)}},
+            "autoscaling changes the number of instances",
+        ),
+        (
+            {"CreationTime": CREATED + timedelta(minutes=30)},
+            "its configuration was changed after its creation",
+        ),
+        ({"tags": {actual.PREVIOUS: "pets-1"}}, "its configuration was changed after its creation"),
+        (
+            {
+                "endpoint": endpoint(
+                    ProductionVariants=[{"VariantName": "AllTraffic", "CurrentInstanceCount": 3}]
+                )
+            },
+            "its number of instances was changed after its creation",
+        ),
+        (
+            {"endpoint": endpoint(LastModifiedTime=CREATED + timedelta(hours=3))},
+            "it was changed after its creation",
+        ),
+    ],
+    ids=[
+        "creating",
+        "updating",
+        "scaled",
+        "a new configuration",
+        "a rollback",
+        "a new count",
+        "changed back",
+    ],
+)
+def test_what_a_changed_endpoint_has_cost_is_not_estimated(changes, reason):
+    changes = {"endpoint": endpoint()} | changes
+    row = describe(changes.pop("endpoint"), **changes)
+    assert row["per_hour"] > 0
+    assert (row["spent"], row["month_end"]) == (None, None)
+    assert row["not_estimated"] == reason
+    assert row["note"] == f"not estimated: {reason}"
+
+
+def test_without_the_permission_to_read_autoscaling_nothing_is_estimated():
+    config = {"CreationTime": CREATED, "ProductionVariants": [{"VariantName": "AllTraffic"} | INSTANCES]}
+    reason = actual.why_not_estimated(endpoint(), config, {}, None)
+    assert reason == "your AWS identity may not application-autoscaling:DescribeScalableTargets"
+
+
+def test_autoscaling_is_read_from_the_account(deploy, client):
+    deploy("pets")
+    client("application-autoscaling").register_scalable_target(
+        ServiceNamespace="sagemaker",
+        ResourceId="endpoint/pets/variant/AllTraffic",
+        ScalableDimension="sagemaker:variant:DesiredInstanceCount",
+        MinCapacity=1,
+        MaxCapacity=4,
+    )
+    report = actual.report(None, billed=False, now=tomorrow())
+    assert report["endpoints"][0]["spent"] is None
+    assert "pets: not estimated: autoscaling changes the number of instances" in report["notes"]
+    assert report["total"]["spent"] is None
+
+
+def test_a_failed_endpoint_is_not_billed_now():
+    row = describe(endpoint(EndpointStatus="Failed"))
     assert row["per_hour"] == 0
     assert row["spent"] is None
-    assert "Failed" in row["note"]
+    assert row["note"] == "no instance is billed while it is Failed; not estimated: it is Failed"
+
+
+# --- Cost Explorer
 
 
 def groups(amounts: dict[str, str]) -> dict:
@@ -121,73 +256,81 @@ def groups(amounts: dict[str, str]) -> dict:
     return {"ResultsByTime": [{"TimePeriod": period, "Total": {}, "Groups": found, "Estimated": True}]}
 
 
+def set_bill(aws: str, amounts: dict[str, str]) -> None:
+    results = {"results": [groups(amounts)]}
+    requests.post(f"{aws}/moto-api/static/ce/cost-and-usage-results", json=results, timeout=10)
+
+
 @pytest.mark.parametrize(
-    ("amounts", "billed", "says"),
+    ("amounts", "billed", "note"),
     [
         ({"": "7.50", "pets": "12.3456789"}, Decimal("12.3456789"), "by Cost Explorer, 20"),
         ({"": "7.50"}, None, "activate it under Billing"),
     ],
     ids=["the tag is activated", "it is not"],
 )
-def test_what_cost_explorer_says_stands_beside_the_estimate(aws, amounts, billed, says):
+def test_the_bill_of_cost_explorer_is_reported_beside_the_estimate(aws, deploy, amounts, billed, note):
     deploy("pets")
-    results = {"results": [groups(amounts)]}
-    requests.post(f"{aws}/moto-api/static/ce/cost-and-usage-results", json=results, timeout=10)
+    set_bill(aws, amounts)
     report = actual.report(None, billed=True, now=tomorrow())
     assert report["endpoints"][0]["billed"] == billed
-    assert any(says in note for note in report["notes"])
+    assert any(note in line for line in report["notes"])
 
 
-def test_cost_explorer_is_not_asked_unless_it_is_wanted(aws):
+def test_cost_explorer_is_queried_only_with_billed(aws, deploy):
     deploy("pets")
-    results = {"results": [groups({"pets": "1"})]}
-    requests.post(f"{aws}/moto-api/static/ce/cost-and-usage-results", json=results, timeout=10)
+    set_bill(aws, {"pets": "1"})
     report = actual.report(None, billed=False)
     assert report["endpoints"][0]["billed"] is None
-    assert any("--billed asks Cost Explorer, which takes $0.01" in note for note in report["notes"])
+    assert any("--billed queries Cost Explorer, which charges $0.01" in note for note in report["notes"])
 
 
-def environment(aws, tmp_path) -> dict[str, str]:
-    return KEYS | {"AWS_ENDPOINT_URL": aws, "XDG_CACHE_HOME": str(tmp_path)}
+# --- the command line
 
 
-def test_the_table_and_json_agree(aws, tmp_path):
+def test_the_table_and_json_agree(deploy, run, report):
     deploy("pets")
-    found = environment(aws, tmp_path)
-    table = run("--actual", **found)
+    table = run("--actual")
     assert table.returncode == 0, table.stderr
-    (row,) = json.loads(run("--actual", "--json", **found).stdout)["endpoints"]
+    (row,) = report("--actual")["endpoints"]
     (line,) = (line for line in table.stdout.splitlines() if line.startswith("  pets "))
     assert f"${row['per_hour']:.3f}" in line
     assert "2 x ml.m5.large" in line
     assert "estimate" in table.stdout
 
 
-def test_an_account_without_any_says_so(aws, tmp_path):
-    done = run("--actual", **environment(aws, tmp_path))
+def test_an_account_without_endpoints_is_reported(aws, run):
+    done = run("--actual")
     assert done.returncode == 0
     assert f"no endpoint in {REGION} has the tag {actual.TAG}" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"AWS_DEFAULT_REGION": ""}, "no AWS region is set"),
-        ({"AWS_ACCESS_KEY_ID": "", "AWS_EC2_METADATA_DISABLED": "true"}, "no AWS credentials were found"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "AWS did not answer as asked"),
+        ({"AWS_DEFAULT_REGION": None}, "no AWS region is set"),
+        ({"AWS_ACCESS_KEY_ID": None}, "no AWS credentials were found"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "the request to AWS failed"),
     ],
     ids=["no region", "no credentials", "no AWS"],
 )
-def test_no_account_is_a_sentence_and_exit_code_3(aws, tmp_path, changes, says):
-    found = {key: value for key, value in (environment(aws, tmp_path) | changes).items() if value}
-    done = run("--actual", **found)
+def test_without_an_account_one_sentence_and_exit_code_3(aws, run, monkeypatch, changes, message):
+    for key, value in changes.items():
+        monkeypatch.delenv(key) if value is None else monkeypatch.setenv(key, value)
+    done = run("--actual")
     assert done.returncode == 3
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith("error: ")
-    assert says in sentence
+    assert message in sentence
 
 
-def test_deploys_tag_is_the_one_that_is_looked_for():
-    from aws.names import PROJECT_TAG
-
-    assert PROJECT_TAG == actual.TAG
+def test_the_tags_are_the_ones_that_deploy_writes():
+    files = list((ROOT / "deploy").rglob("names.py"))
+    if not files:
+        pytest.skip("deploy/ is not here")
+    text = files[0].read_text()
+    (owner,) = re.findall(r'^OWNER = "(.+)"$', text, re.MULTILINE)
+    for name, tag in (("PROJECT", actual.TAG), ("PREVIOUS", actual.PREVIOUS)):
+        assert re.findall(rf'^{name}(?:_TAG)? = f"\{{OWNER\}}(:\w+)"', text, re.MULTILINE) == [
+            tag.removeprefix(owner)
+        ]

@@ -1,4 +1,4 @@
-"""Numbers, sentences and curves as people read them."""
+"""Format numbers, sentences and curves for the tables."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def money(usd: Decimal) -> str:
-    """Dollars to the cent; what is less than a dollar to three digits."""
+    """Dollars to the cent; less than a dollar to three significant digits."""
     usd = Decimal(usd)
     if not usd:
         return "0.00"
@@ -18,62 +18,59 @@ def money(usd: Decimal) -> str:
 
 
 def dollars(usd: Decimal | str | None) -> str:
-    """Dollars of a cell; words stay words, and what nobody knows is a dash."""
+    """Dollars for a table cell: text stays as it is, and None is a dash."""
     if usd is None or isinstance(usd, str):
         return usd or "-"
     return "$" + money(usd)
 
 
 def exact(usd: Decimal) -> str:
-    """Every digit of it, with cents at least."""
+    """All digits, at least to the cent."""
     usd = Decimal(usd)
     return f"{usd:,.2f}" if usd == round(usd, 2) else f"{usd.normalize():,f}"
 
 
-def number(amount: Decimal) -> str:
-    """An amount, to six digits after the point at most."""
+def number(amount: Decimal | float) -> str:
+    """An amount, with at most six decimals."""
     amount = Decimal(amount)
     text = f"{amount:,.{6 if amount.adjusted() < 0 else 3}f}"
     return text.rstrip("0").rstrip(".")
 
 
-def share(part: float) -> str:
-    """A share of 0..1 in per cent; what is not nothing does not read as nothing."""
-    percent = 100 * part
-    if 0 < percent < 0.01:
+def percent(share: float) -> str:
+    """A share of 0..1 in per cent; a small one is never rounded to 0."""
+    value = 100 * share
+    if 0 < value < 0.01:
         return "<0.01 %"
-    return (
-        f"{percent:.2f} %"
-        if percent < 1 and percent
-        else f"{percent:.0f} %"
-        if percent >= 10
-        else f"{percent:.1f} %"
-    )
+    decimals = 2 if 0 < value < 1 else 1 if value < 10 else 0
+    return f"{value:.{decimals}f} %"
 
 
-def seconds(took: float | None) -> str:
-    """A duration; a dash where nobody was answered."""
-    if took is None:
+def seconds(duration: float | None) -> str:
+    """A duration; a dash if there is none."""
+    if duration is None:
         return "-"
-    return f"{1000 * took:.0f} ms" if took < 1 else f"{took:.3g} s" if took < 120 else f"{took / 60:.3g} min"
+    if duration < 1:
+        return f"{1000 * duration:.0f} ms"
+    return f"{duration:.3g} s" if duration < 120 else f"{duration / 60:.3g} min"
 
 
 def age(hours: Decimal) -> str:
-    """How old something is."""
+    """An age in hours or days."""
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def span(ends: list[int]) -> str:
-    """From ... to."""
+    """A range such as "1 to 4", or one number if both ends are equal."""
     return f"{ends[0]:,}" if ends[0] == ends[1] else f"{ends[0]:,} to {ends[1]:,}"
 
 
-def rate(traffic: dict) -> str:
-    """The traffic in words."""
+def traffic_title(traffic: dict) -> str:
+    """The mean rate, the curve and its peak."""
     per_second = traffic["per_second"]
     mean = f"{number(per_second)} requests/s" if per_second >= 1 else f"{60 * per_second:.3g} requests/min"
-    busiest = traffic["busiest_per_second"] / per_second
-    return f"{mean}, {traffic['curve']}" + (f" (busiest minute {busiest:.1f} x)" if busiest > 1.001 else "")
+    peak = traffic["busiest_per_second"] / per_second
+    return f"{mean}, {traffic['curve']}" + (f" (busiest minute {peak:.1f} x)" if peak > 1.001 else "")
 
 
 def sparkline(values: list[float]) -> str:
@@ -82,38 +79,37 @@ def sparkline(values: list[float]) -> str:
     return "".join(BLOCKS[min(len(BLOCKS) - 1, int(len(BLOCKS) * value / top))] for value in values)
 
 
-def sentences(report: dict) -> list[str]:
-    """What a report says below its table."""
-    found = list(report.get("notes", []))
-    even = report.get("break_even")
-    if even:
-        found.append(even_sentence(even))
-    found += unranked(report.get("unranked", []))
+def footnotes(report: dict) -> list[str]:
+    """The sentences below a report's table."""
+    sentences = list(report.get("notes", []))
+    if break_even := report.get("break_even"):
+        sentences.append(break_even_sentence(break_even))
+    sentences += unranked_sentences(report.get("unranked", []))
     if report.get("speed"):
-        found.append(f"speed {report['speed']}")
-    found += report.get("assumed", [])
+        sentences.append(f"throughput {report['speed']}")
+    sentences += report.get("assumed", [])
     dates = report.get("as_of")
     if dates and "sentence" not in report:
         derived = f"; derived, not seen in AWS's list: {len(dates['derived'])}" if dates["derived"] else ""
-        found.append(
+        sentences.append(
             f"prices in USD, without tax and free tier, as of {dates['oldest']} to {dates['newest']}{derived}"
         )
-    return [*found, report["age"]] if report.get("age") else found
+    return [*sentences, report["age"]] if report.get("age") else sentences
 
 
-def even_sentence(even: dict) -> str:
-    """Where serverless stops being the cheaper one."""
-    per_day, least = even["requests_a_day"], even["least_instances"]
+def break_even_sentence(break_even: dict) -> str:
+    """The traffic up to which serverless is cheaper."""
+    per_day, least = break_even["requests_a_day"], break_even["least_instances"]
     other = f"real-time with at least {least} instance{'s' * (least > 1)}"
     if per_day is None:
-        return f"break-even: {other} is cheaper than serverless from the first request on"
+        return f"break-even: {other} is cheaper than serverless for any traffic"
     return (
-        f"break-even: serverless is cheaper than {other} up to about {significant(per_day):,} requests a day"
+        f"break-even: serverless is cheaper than {other} up to about {two_digits(per_day):,} requests a day"
     )
 
 
 def plot(lines: dict) -> str:
-    """USD a month over requests a day, both in powers of ten."""
+    """USD per month over requests per day, both on a logarithmic scale."""
     import plotille
 
     values = [usd for line in lines.values() for _, usd in line]
@@ -137,14 +133,14 @@ def plot(lines: dict) -> str:
 
 
 def thousands(count: float) -> str:
-    """A round number in few letters."""
+    """A round number with a suffix: 10k, 1M."""
     return next(
         f"{count / unit:.0f}{letter}" for unit, letter in ((1e6, "M"), (1e3, "k"), (1, "")) if count >= unit
     )
 
 
-def unranked(rows: list[dict]) -> list[str]:
-    """A sentence for each reason not to be ranked, with what a type would have to do for its price."""
+def unranked_sentences(rows: list[dict]) -> list[str]:
+    """One sentence per reason, with the throughput from which each type would pay."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         text = row["on"]
@@ -155,6 +151,6 @@ def unranked(rows: list[dict]) -> list[str]:
     return [f"not ranked, {reason}: {', '.join(names)}" for reason, names in reasons.items()]
 
 
-def significant(value: int) -> int:
-    """Two digits, and zeros."""
+def two_digits(value: int) -> int:
+    """Round to two significant digits."""
     return round(value, 1 - math.floor(math.log10(value)))
