@@ -30,9 +30,9 @@ in_docker = pytest.mark.xdist_group("docker")
 PINS = re.compile(r"^([a-z0-9-]+)==(\S+)", re.MULTILINE)
 
 
-def start(*words: str, script: Path = SERVE / "container.py", **environment: str):
+def start(*arguments: str, script: Path = SERVE / "container.py", **environment: str):
     """Run container.py as the entry point, to its end."""
-    command = [sys.executable, "-B", str(script), *words]
+    command = [sys.executable, "-B", str(script), *arguments]
     env = os.environ | environment
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
@@ -43,9 +43,9 @@ def refused(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(container.os, "setuid", lambda _: pytest.fail("it goes on"))
 
-    def call(*words: str) -> str:
+    def call(*arguments: str) -> str:
         with pytest.raises(SystemExit) as caught:
-            container.main(list(words))
+            container.main(list(arguments))
         return str(caught.value)
 
     return call
@@ -54,9 +54,11 @@ def refused(monkeypatch):
 # --- without Docker
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["serve", "now"]], ids=["nothing", "train", "two words"])
-def test_its_only_command_is_serve(refused, words):
-    assert refused(*words).startswith("error: this image has one command, serve, not ")
+@pytest.mark.parametrize(
+    "arguments", [[], ["train"], ["serve", "now"]], ids=["nothing", "train", "two words"]
+)
+def test_its_only_command_is_serve(refused, arguments):
+    assert refused(*arguments).startswith("error: this image has one command, serve, not ")
 
 
 def test_an_archive_without_code_is_one_sentence(tmp_path):
@@ -155,15 +157,25 @@ def test_without_docker_it_is_one_sentence(project):
 def in_image(*command: str) -> str:
     """The output of a command inside the image."""
     image = context.build(context.here(), os.environ.get("BASE_IMAGE"))
-    words = ["docker", "run", "--rm", "--network", "none", "--entrypoint", command[0], image, *command[1:]]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    arguments = [
+        "docker",
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--entrypoint",
+        command[0],
+        image,
+        *command[1:],
+    ]
+    return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
 
 
 def name_of(endpoint) -> str:
     """The container's name, which local.py passed to `docker run`."""
     (process,) = psutil.Process(endpoint.process.pid).children()
-    words = process.cmdline()
-    return words[words.index("--name") + 1]
+    arguments = process.cmdline()
+    return arguments[arguments.index("--name") + 1]
 
 
 def inspect(endpoint, form: str) -> str:
@@ -171,8 +183,8 @@ def inspect(endpoint, form: str) -> str:
     return docker_output("inspect", "--format", form, name_of(endpoint))
 
 
-def docker_output(*words: str) -> str:
-    return subprocess.run(["docker", *words], capture_output=True, text=True, check=True).stdout.strip()
+def docker_output(*arguments: str) -> str:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
 
 @in_docker
@@ -207,8 +219,8 @@ def test_it_runs_as_nobody_in_a_read_only_container_with_a_memory_limit(docker_e
 def address(endpoint) -> tuple[str, int]:
     """The address of an endpoint's container itself."""
     (process,) = psutil.Process(endpoint.process.pid).children()
-    words = " ".join(process.cmdline())
-    (ports,) = re.findall(r"BIND_TO_PORT=(\d+)|--publish 127.0.0.1:(\d+):", words)[:1]
+    arguments = " ".join(process.cmdline())
+    (ports,) = re.findall(r"BIND_TO_PORT=(\d+)|--publish 127.0.0.1:(\d+):", arguments)[:1]
     return "127.0.0.1", int("".join(ports))
 
 

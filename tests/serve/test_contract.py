@@ -121,12 +121,12 @@ def npy(array: np.ndarray, *, pickled: bool = False) -> bytes:
     return out.getvalue()
 
 
-def check_error(reply: Reply | requests.Response, status: int, code: str, says: str = "") -> None:
+def check_error(reply: Reply | requests.Response, status: int, code: str, message: str = "") -> None:
     """The status, the code, and a short message without a traceback."""
     assert (reply.status_code, reply.json()["error"]) == (status, code), reply.text
     assert reply.headers["content-type"] == "application/json"
     assert set(reply.json()) == {"error", "message"}
-    assert says in reply.json()["message"]
+    assert message in reply.json()["message"]
     assert len(reply.content) < 1024
     assert "Traceback" not in reply.text
     assert "File " not in reply.text

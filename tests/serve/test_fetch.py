@@ -257,10 +257,10 @@ def test_the_next_address_is_tried_when_one_does_not_answer(site):
 
 
 @pytest.mark.parametrize(
-    ("path", "says"), [("/none", "status 404"), ("/huge", "more than 10 MB"), ("/cat .png", "status 404")]
+    ("path", "message"), [("/none", "status 404"), ("/huge", "more than 10 MB"), ("/cat .png", "status 404")]
 )
-def test_an_unusable_answer_has_the_reason(site, path, says):
-    with pytest.raises(fetch.FailedError, match=says):
+def test_an_unusable_answer_has_the_reason(site, path, message):
+    with pytest.raises(fetch.FailedError, match=message):
         get(f"http://pets.example{path}")
 
 
