@@ -85,7 +85,7 @@ CODES = {  # AWS's error codes as those of the HTTP contract (serve/README.md)
 
 
 class PredictionError(Exception):
-    """No answer for this picture; `str(error)` is one sentence that says why.
+    """No answer for this picture; `str(error)` is one sentence with the reason.
 
     `code` is the server's ("not_a_picture", "address_refused", "not_loaded", ...) or the client's:
     "unreadable", "not_a_picture" and "too_large" before anything is sent; "unreachable", "timeout", "aws",

@@ -148,7 +148,7 @@ def thumbnail(file: str) -> Text:
         picture = Image.open(file)
         picture.draft("RGB", (8 * WIDTH, 8 * HEIGHT))
         image = ImageOps.contain(ImageOps.exif_transpose(picture).convert("RGB"), (WIDTH, HEIGHT))
-    except Exception:  # an address, or not a picture: the row says so
+    except Exception:  # an address, or not a picture: the row has the reason
         return Text()
     text, pixels = Text(), image.tobytes()  # three bytes a pixel
     for y in range(0, image.height, 2):

@@ -192,7 +192,7 @@ def handle(model: Model | None, body: bytes, headers: Mapping[str, str], request
     except Exception:
         ticket = request_id or uuid.uuid4().hex[:12]
         log.exception("request %s failed", ticket)
-        text = f"the server failed on this request; its log says why under {ticket}"
+        text = f"the server failed on this request; its log has the reason under {ticket}"
         return refuse(RequestError(500, "internal", text))
 
 

@@ -45,9 +45,9 @@ def by_size(body):
     return reply()
 
 
-def run(capsys, *words):
+def run(capsys, *arguments):
     """The exit code, stdout and stderr of a command line."""
-    code = cli.main([str(word) for word in words])
+    code = cli.main([str(word) for word in arguments])
     return code, *capsys.readouterr()
 
 
@@ -82,9 +82,9 @@ def test_folders_are_expanded_sorted_and_without_hidden_files(photos):
 def test_arguments_are_files_globs_and_addresses_each_once(photos, monkeypatch):
     monkeypatch.chdir(photos)
     Path("[x].png").touch()
-    words = ["[x].png", "*.png", "https://example.org/d.jpg", "notes.txt", "**/*.JPEG", "b.png"]
+    arguments = ["[x].png", "*.png", "https://example.org/d.jpg", "notes.txt", "**/*.JPEG", "b.png"]
     found = ["[x].png", "b.png", "https://example.org/d.jpg", "notes.txt", "more/c.JPEG"]
-    assert cli.find_pictures(words) == found
+    assert cli.find_pictures(arguments) == found
 
 
 # What it prints
@@ -133,11 +133,13 @@ def test_several_labels_are_shown_together(photos, capsys):
     assert re.search(r"a\.jpg +none +━+ +90\.0 %", out)
 
 
-def on_terminal(*words, **env):
+def on_terminal(*arguments, **env):
     """What a terminal of 120 columns with all colours displays, and the exit code."""
     ours, theirs = pty.openpty()
     env = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "120", **env}
-    with subprocess.Popen([sys.executable, CLI, *words], stdout=theirs, stderr=theirs, env=env) as process:
+    with subprocess.Popen(
+        [sys.executable, CLI, *arguments], stdout=theirs, stderr=theirs, env=env
+    ) as process:
         os.close(theirs)
         received = b""
         while chunk := read(ours):
@@ -159,8 +161,8 @@ def test_a_terminal_with_colours_shows_thumbnails(photos):
         painted, code = on_terminal(photos / "a.jpg", "--url", server.url)
         assert code == 0
         assert "\x1b[38;2;254;0;0;48;2;254;0;0m▀" in painted
-        for words, env in [(["--no-thumbnails"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})]:
-            plain, _ = on_terminal(photos / "a.jpg", "--url", server.url, *words, **env)
+        for arguments, env in [(["--no-thumbnails"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})]:
+            plain, _ = on_terminal(photos / "a.jpg", "--url", server.url, *arguments, **env)
             assert "cat" in plain
             assert "▀" not in plain
 
@@ -263,8 +265,8 @@ def test_large_pictures_are_scaled_down_but_not_to_compare_with_training(tmp_pat
     large = tmp_path / "pictures/000.png"
     Image.effect_noise((1600, 1200), 50).save(large)
     with scripted(reply()) as server:
-        for words in ([large], [large, "--shrink", 100], [large, "--shrink", 0], ["--expect", file]):
-            assert run(capsys, "--url", server.url, *words)[0] == 0
+        for arguments in ([large], [large, "--shrink", 100], [large, "--shrink", 0], ["--expect", file]):
+            assert run(capsys, "--url", server.url, *arguments)[0] == 0
     sizes = [Image.open(io.BytesIO(request.body)).size for request in server.requests]
     assert sizes == [(1280, 960), (100, 75), (1600, 1200), (1600, 1200)]
 
@@ -296,7 +298,7 @@ def test_several_labels_are_compared_as_a_set(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (
             ["a.jpg"],
@@ -324,18 +326,18 @@ def test_several_labels_are_compared_as_a_set(tmp_path, capsys):
         ),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_exit_code_2(photos, monkeypatch, capsys, words, sentence):
+def test_wrong_usage_is_one_sentence_and_exit_code_2(photos, monkeypatch, capsys, arguments, sentence):
     monkeypatch.chdir(photos)
     Path(".cache/empty").mkdir()
     Path("odd.json").write_text('[{"file": "a.jpg"}]')
-    code, out, err = run(capsys, *words)
+    code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith(sentence)
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["--url", "http://x", "--endpoint", "x"],
         ["--top-k", "0"],
@@ -343,9 +345,9 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(photos, monkeypatch, capsys
         ["--shrink", "-1"],
     ],
 )
-def test_argparse_rejects_wrong_values(words, capsys):
+def test_argparse_rejects_wrong_values(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
-        cli.main(words)
+        cli.main(arguments)
     assert "error: argument" in capsys.readouterr().err
 
 

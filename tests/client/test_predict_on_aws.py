@@ -48,7 +48,7 @@ class Later:
     """InvokeEndpointAsync as AWS documents it: also inline, and answered after some reads of S3."""
 
     def __init__(self):
-        self.requests, self.looks, self.words = [], 0, "{}"
+        self.requests, self.reads, self.form = [], 0, "{}"
 
     def __call__(self, cloud, request, given):
         name = request.path.split("/")[2]
@@ -59,32 +59,32 @@ class Later:
         endpoint = fake_aws_answers.backend().endpoints[name]
         config = fake_aws_answers.backend().endpoint_configs[endpoint.endpoint_config_name]
         config = config.async_inference_config["OutputConfig"]
-        places = {"Output": config["S3OutputPath"], "Failure": config["S3FailurePath"]}
-        places = {key: f"{place}/{len(self.requests)}.out" for key, place in places.items()}
+        locations = {"Output": config["S3OutputPath"], "Failure": config["S3FailurePath"]}
+        locations = {key: f"{uri}/{len(self.requests)}.out" for key, uri in locations.items()}
         body = request.get_data()
         if source := request.headers.get("X-Amzn-SageMaker-InputLocation"):
             assert body == b""
             body = cloud.client("s3").get_object(**predictor._parse_s3_uri(source))["Body"].read()
         self.requests.append((source, dict(request.headers), body))
         status, answer = cloud.answer(endpoint, request.headers, body)
-        place = predictor._parse_s3_uri(places["Output" if status == 200 else "Failure"])
-        answer = answer if status == 200 else self.words.format(answer.decode(), status=status).encode()
-        self.write(cloud, place, answer)
-        headers = {f"X-Amzn-SageMaker-{key}Location": place for key, place in places.items()}
+        target = predictor._parse_s3_uri(locations["Output" if status == 200 else "Failure"])
+        answer = answer if status == 200 else self.form.format(answer.decode(), status=status).encode()
+        self.write(cloud, target, answer)
+        headers = {f"X-Amzn-SageMaker-{key}Location": uri for key, uri in locations.items()}
         return Response(json.dumps({"InferenceId": "1"}), 202, headers, content_type="application/json")
 
-    def write(self, cloud, place, answer):
+    def write(self, cloud, target, answer):
         """Write the answer at once, after so many reads of S3, or (None) never."""
-        if self.looks is None:
+        if self.reads is None:
             return
-        looked = cloud.calls["s3:GetObject"] + self.looks
+        enough = cloud.calls["s3:GetObject"] + self.reads
 
         def wait():
-            while cloud.calls["s3:GetObject"] < looked:
+            while cloud.calls["s3:GetObject"] < enough:
                 time.sleep(0.01)
-            cloud.client("s3").put_object(**place, Body=answer)
+            cloud.client("s3").put_object(**target, Body=answer)
 
-        if self.looks:
+        if self.reads:
             threading.Thread(target=wait, daemon=True).start()
         else:
             wait()
@@ -232,7 +232,7 @@ def test_an_endpoint_that_never_gets_ready_is_an_error_after_max_wait(cloud, mon
 
 def test_a_small_picture_is_sent_inside_the_request(cloud, later):
     make(cloud, "async")
-    later.looks = 5
+    later.reads = 5
     assert ImagePredictor("pets").predict(PICTURE, top_k=2) == ANSWER
     ((source, headers, body),) = later.requests
     assert (source, body) == (None, PICTURE)
@@ -260,7 +260,7 @@ def test_a_large_picture_is_sent_through_s3_and_deleted(cloud, later, output, gi
     assert pets.predict(picture) == ANSWER
     assert sizes == [len(picture)]
     assert re.fullmatch(f"s3://{BUCKET}/{prefix}/[0-9a-f-]{{36}}", later.requests[0][0])
-    assert [one for one in cloud.objects() if "/out" not in one and "answers/" not in one] == []
+    assert [uri for uri in cloud.objects() if "/out" not in uri and "answers/" not in uri] == []
 
 
 def test_denied_deletion_is_ignored(cloud):
@@ -270,11 +270,11 @@ def test_denied_deletion_is_ignored(cloud):
         cloud.break_(name, "denied")
     assert ImagePredictor("pets").predict(noise(300)) == ANSWER
     assert sum(cloud.calls[name] for name in DELETED) == 1
-    assert [one for one in cloud.objects() if "/async/in/" in one]
+    assert [uri for uri in cloud.objects() if "/async/in/" in uri]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "form",
     [
         '{0}',
         'Received client error ({status}) from primary with message "{0}". See https://eu-west-1.console.aws.'
@@ -282,18 +282,18 @@ def test_denied_deletion_is_ignored(cloud):
     ],
     ids=["plain", "in AWS's sentence"],
 )  # fmt: skip
-def test_an_asynchronous_failure_is_the_servers_own_error(cloud, later, words):
+def test_an_asynchronous_failure_is_the_servers_own_error(cloud, later, form):
     make(cloud, "async")
-    later.words = words
+    later.form = form
     cloud.answer = lambda *_: (400, NOT_A_PICTURE.encode())
     error = failure(ImagePredictor("pets").predict, PICTURE)
     assert (error.code, str(error)) == ("not_a_picture", "these bytes are no picture that can be read")
-    assert error.status == (400 if "status" in words else None)
+    assert error.status == (400 if "status" in form else None)
 
 
 def test_an_asynchronous_failure_outside_the_contract_is_quoted(cloud, later):
     make(cloud, "async")
-    later.words = "The input could not be\nread: {0}"
+    later.form = "The input could not be\nread: {0}"
     cloud.answer = lambda *_: (500, b"no such key")
     error = failure(ImagePredictor("pets").predict, PICTURE)
     assert (error.code, str(error)) == (
@@ -304,7 +304,7 @@ def test_an_asynchronous_failure_outside_the_contract_is_quoted(cloud, later):
 
 def test_an_instance_that_is_still_loading_is_retried(cloud, later):
     make(cloud, "async")
-    later.words = 'Received server error ({status}) from primary with message "{0}".'
+    later.form = 'Received server error ({status}) from primary with message "{0}".'
     replies = [(503, NOT_LOADED), None]
     cloud.answer = lambda *request: replies.pop(0) or aws.knowing(*request)
     assert ImagePredictor("pets").predict(PICTURE) == ANSWER
@@ -313,7 +313,7 @@ def test_an_instance_that_is_still_loading_is_retried(cloud, later):
 
 def test_waiting_for_a_stopped_instance_has_a_message_and_ends_after_max_wait(cloud, later):
     make(cloud, "async")
-    later.looks = None
+    later.reads = None
     pets = ImagePredictor("pets", max_wait=0.6, on_wait=(sentences := []).append)
     error = failure(pets.predict, PICTURE)
     assert (error.code, error.status) == ("timeout", None)
@@ -324,9 +324,15 @@ def test_waiting_for_a_stopped_instance_has_a_message_and_ends_after_max_wait(cl
 
 def test_close_ends_the_waiting_of_other_threads(cloud, later):
     make(cloud, "async")
-    later.looks = None
+    later.reads = None
     pets = ImagePredictor("pets")
-    threading.Timer(0.3, pets.close).start()
+
+    def close_later() -> None:
+        while cloud.calls["s3:GetObject"] < 4:  # both pictures wait for their answers
+            time.sleep(0.01)
+        pets.close()
+
+    threading.Thread(target=close_later, daemon=True).start()
     answers = pets.predict_many([PICTURE, PICTURE])
     assert [(error.code, str(error)) for error in answers] == [
         ("stopped", "close() was called before the answer came")
@@ -377,30 +383,49 @@ def photos(tmp_path):
     return folder
 
 
+def check_table(out: str, err: str, description: str) -> None:
+    """Both pictures are in the table, and the endpoint is named before it."""
+    assert f"sending 2 pictures to {description}\n" in err
+    assert re.search(r"cat\.jpg +cat +━+╸? +95\.0 %", out)
+    assert re.search(r"dog\.jpg +dog +━+╸? +95\.0 %", out)
+
+
+def check_json(out: str, description: str) -> None:
+    result = json.loads(out)
+    assert [row["class"] for row in result["pictures"]] == ["cat", "dog"]
+    assert (result["summary"]["endpoint"], result["summary"]["failed"]) == (description, 0)
+
+
 @pytest.mark.parametrize("kind", VARIANTS)
-def test_invoke_predict_works_with_every_kind_and_names_the_endpoint(cloud, photos, tmp_path, kind):
+def test_the_command_line_works_with_every_kind_and_names_the_endpoint(cloud, photos, kind, capsys):
+    make(cloud, kind)
+    description = f"endpoint pets in eu-west-1 ({kind}) at {cloud.url}"
+    assert cli.main([str(photos), "--endpoint", "pets"]) == 0
+    check_table(*capsys.readouterr(), description)
+    assert cli.main([str(photos), "--endpoint", "pets", "--kind", kind, "--json"]) == 0
+    check_json(capsys.readouterr().out, description)
+
+
+def test_invoke_predict_queries_what_invoke_deploy_made(cloud, photos, tmp_path):
+    """An asynchronous endpoint: only there does the client depend on how deploy names its S3 paths."""
     for name in ("fastai-sagemaker-pets", "fastai-sagemaker-pets-ttl"):
         trust = '{"Statement": [{"Principal": {"Service": "sagemaker.amazonaws.com"}}]}'
         cloud.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument=trust)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"project": str(tmp_path / "pets")}))
 
-    def invoke(*words):
-        command = [*INVOKE, "-f", tmp_path / "mine.yaml", *words]
+    def invoke(*arguments):
+        command = [*INVOKE, "-f", tmp_path / "mine.yaml", *arguments]
         pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "check": False}
         done = subprocess.run(command, cwd=ROOT, env=os.environ | cloud.environment, **pipes)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
-    invoke("deploy", "--kind", kind)
+    invoke("deploy", "--kind", "async")
+    description = f"endpoint pets in eu-west-1 (async) at {cloud.url}"
     done = invoke("predict", str(photos), "--endpoint", "pets")
-    description = f"endpoint pets in eu-west-1 ({kind}) at {cloud.url}"
-    assert f"\nsending 2 pictures to {description}\n" in done.stderr
-    assert re.search(r"cat\.jpg +cat +━+╸? +95\.0 %", done.stdout)
-    assert re.search(r"dog\.jpg +dog +━+╸? +95\.0 %", done.stdout)
-    done = invoke("predict", str(photos), "--endpoint", "pets", "--kind", kind, "--", "--json")
-    result = json.loads(done.stdout)
-    assert [row["class"] for row in result["pictures"]] == ["cat", "dog"]
-    assert (result["summary"]["endpoint"], result["summary"]["failed"]) == (description, 0)
+    check_table(done.stdout, done.stderr, description)
+    done = invoke("predict", str(photos), "--endpoint", "pets", "--kind", "async", "--", "--json")
+    check_json(done.stdout, description)
 
 
 def test_waiting_is_printed_once(cloud, photos):

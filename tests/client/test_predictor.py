@@ -126,7 +126,7 @@ def test_an_array_is_sent_as_npy():
 
 
 @pytest.mark.parametrize(
-    ("picture", "code", "words"),
+    ("picture", "code", "text"),
     [
         ("no/such/cat.jpg", "unreadable", "cannot read no/such/cat.jpg: No such file"),
         (Path(__file__).parent, "unreadable", "Is a directory"),
@@ -145,11 +145,11 @@ def test_an_array_is_sent_as_npy():
         (np.array([None]), "not_a_picture", "not object"),
     ],
 )
-def test_something_else_than_a_picture_is_rejected_before_anything_is_sent(picture, code, words):
+def test_something_else_than_a_picture_is_rejected_before_anything_is_sent(picture, code, text):
     with scripted(reply()) as server:
         error = failure(ImagePredictor(url=server.url).predict, picture)
     assert (error.code, error.status, server.requests) == (code, None, [])
-    assert words in str(error)
+    assert text in str(error)
 
 
 # Scaled down
@@ -433,7 +433,7 @@ def test_no_proxy_is_used_for_this_machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("step", "words"),
+    ("step", "text"),
     [
         (
             reply(200, "<html>\n<h1>It works</h1>"),
@@ -447,11 +447,11 @@ def test_no_proxy_is_used_for_this_machine(monkeypatch):
         (reply(301, "", Location="https://example.org/"), "status 301"),
     ],
 )
-def test_an_answer_outside_the_contract_is_quoted(step, words):
+def test_an_answer_outside_the_contract_is_quoted(step, text):
     with scripted(step) as server:
         error = failure(ImagePredictor(url=server.url).predict, b"x")
     assert error.code == "unexpected"
-    assert words in str(error)
+    assert text in str(error)
     assert len(server.requests) == 1
 
 

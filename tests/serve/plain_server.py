@@ -73,8 +73,8 @@ class Log:
             return [line for line in self.lines if text in line]
 
         with self.changed:
-            arrived = self.changed.wait_for(lambda: len(matching()) >= count, WAIT_SECONDS)
-        assert arrived, f"{count} lines with {text!r} are not in:\n{''.join(self.lines)}"
+            logged = self.changed.wait_for(lambda: len(matching()) >= count, WAIT_SECONDS)
+        assert logged, f"{count} lines with {text!r} are not in:\n{''.join(self.lines)}"
         return matching()[count - 1]
 
     def text(self) -> str:

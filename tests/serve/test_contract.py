@@ -1,19 +1,93 @@
-"""The HTTP contract, row by row, over real HTTP: the plain server, Ray Serve, and the image in Docker."""
+"""The HTTP contract, row by row: all in process, and what HTTP or a server can change over each server."""
 
 import base64
 import io
 import json
+import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import requests
 from PIL import Image
 
+import fetch
+import inference
+import pixels
+import server
+from support import ROOT
 
-@pytest.fixture(scope="module", params=["plain", "ray", "docker"])
-def url(request: pytest.FixtureRequest) -> str:
-    name = {"plain": "endpoint", "ray": "ray_endpoint", "docker": "docker_endpoint"}[request.param]
-    return request.getfixturevalue(name).url
+SERVERS = {"plain": "endpoint", "ray": "ray_endpoint", "docker": "docker_endpoint"}  # and their fixtures
+
+
+class Wire(tuple):
+    """A row that runs over real HTTP as well."""
+
+
+def wire(*values: object) -> Wire:
+    return Wire(values)
+
+
+def rows(names: str = "", *values: object) -> Callable:
+    """A test's rows: each runs in process, and those by `wire` over every server, too."""
+
+    def mark(test: Callable) -> Callable:
+        test.rows = names.split(), values or ((),)  # type: ignore[attr-defined]  # for pytest_generate_tests
+        return test
+
+    return mark
+
+
+def group(way: str) -> list[pytest.MarkDecorator]:
+    """The group of pytest-xdist, so that only one worker starts Ray or a container."""
+    return [pytest.mark.xdist_group(way)] if way in ("ray", "docker") else []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize `send`: each row with the handlers in process, and those by `wire` with the servers."""
+    names, values = getattr(metafunc.function, "rows", ([], ()))
+    cases = []
+    for number, value in enumerate(values):
+        row = value if isinstance(value, tuple) else (value,)
+        for way in ["handlers", *SERVERS] if isinstance(value, Wire) else ["handlers"]:
+            cases.append(pytest.param(way, *row, marks=group(way), id=f"{way}-{number}" if names else way))
+    if cases:
+        metafunc.parametrize(["send", *names], cases, indirect=["send"])
+
+
+class Reply:
+    """An answer of the handlers with the attributes of requests.Response that the tests read."""
+
+    def __init__(self, answer: inference.Answer) -> None:
+        self.status_code, self.content = answer.status, answer.body
+        self.headers, self.text = {"content-type": answer.content_type}, answer.body.decode(errors="replace")
+
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+
+Send = Callable[[bytes, dict[str, str]], Reply | requests.Response]
+
+
+@pytest.fixture(scope="module")
+def model(project) -> inference.Model:
+    return inference.model_fn(project / "model")
+
+
+@pytest.fixture(scope="module")
+def send(request: pytest.FixtureRequest) -> Send:
+    """Send a body and headers to the handlers in this process, or to a server."""
+    if request.param == "handlers":
+        model = request.getfixturevalue("model")
+
+        def in_process(body: bytes, headers: dict[str, str]) -> Reply:
+            lower = {name.lower(): value for name, value in headers.items()}
+            return Reply(inference.handle(model, body, lower))
+
+        return in_process
+    url = request.getfixturevalue(SERVERS[request.param]).url
+    return lambda body, headers: requests.post(f"{url}/invocations", body, headers=headers, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -28,43 +102,47 @@ def encode(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes
     return out.getvalue()
 
 
-def post(url: str, body: bytes | dict, content_type: str = "image/jpeg", **headers: str) -> requests.Response:
+def post(
+    send: Send, body: bytes | dict, content_type: str = "image/jpeg", **headers: str
+) -> Reply | requests.Response:
     if not isinstance(body, bytes):
         body, content_type = json.dumps(body).encode(), "application/json"
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
-    return requests.post(
-        f"{url}/invocations", body, headers={"Content-Type": content_type, **headers}, timeout=60
-    )
+    return send(body, {"Content-Type": content_type, **headers})
 
 
 def b64(data: bytes) -> dict:
     return {"image": base64.b64encode(data).decode()}
 
 
-def npy(array: np.ndarray, pickled: bool = False) -> bytes:
+def npy(array: np.ndarray, *, pickled: bool = False) -> bytes:
     out = io.BytesIO()
     np.save(out, array, allow_pickle=pickled)
     return out.getvalue()
 
 
-def check_error(reply: requests.Response, status: int, code: str, says: str = "") -> None:
-    """The status, the code, and a sentence that is short and no traceback."""
+def check_error(reply: Reply | requests.Response, status: int, code: str, message: str = "") -> None:
+    """The status, the code, and a short message without a traceback."""
     assert (reply.status_code, reply.json()["error"]) == (status, code), reply.text
     assert reply.headers["content-type"] == "application/json"
     assert set(reply.json()) == {"error", "message"}
-    assert says in reply.json()["message"]
+    assert message in reply.json()["message"]
     assert len(reply.content) < 1024
     assert "Traceback" not in reply.text
     assert "File " not in reply.text
 
 
-def test_ping_is_200_and_empty(url):
-    reply = requests.get(f"{url}/ping", timeout=10)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=group(way)) for way in SERVERS])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_ping_is_200_and_empty(request, way, method):
+    url = request.getfixturevalue(SERVERS[way]).url
+    reply = requests.request(method, f"{url}/ping", timeout=10)
     assert (reply.status_code, reply.content) == (200, b"")
 
 
-def test_one_picture_has_one_answer_best_first(url, cat):
-    answer = post(url, cat).json()
+@rows("", wire())
+def test_one_picture_has_one_answer_best_first(send, cat):
+    answer = post(send, cat).json()
     assert set(answer) == {"class", "confidence", "predictions"}
     assert answer["predictions"][0] == {"class": answer["class"], "confidence": answer["confidence"]}
     confidences = [p["confidence"] for p in answer["predictions"]]
@@ -73,204 +151,257 @@ def test_one_picture_has_one_answer_best_first(url, cat):
     assert {p["class"] for p in answer["predictions"]} == {"Cat", "Dog", "Owl", "Rabbit"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "content_type"),
-    [
-        ("JPEG", "image/jpeg"),
-        ("PNG", "image/png"),
-        ("WEBP", "image/webp"),
-        ("GIF", "image/gif"),
-        ("BMP", "image/bmp"),
-        ("TIFF", "image/tiff"),
-        ("PNG", "image/x-whatever"),
-        ("PNG", "IMAGE/PNG; charset=binary"),
-        ("PNG", "application/x-image"),
-        ("PNG", "application/octet-stream"),
-        ("PNG", ""),
-    ],
+@rows(
+    "kind content_type",
+    wire("JPEG", "image/jpeg"),
+    ("PNG", "image/png"),
+    ("WEBP", "image/webp"),
+    ("GIF", "image/gif"),
+    ("BMP", "image/bmp"),
+    ("TIFF", "image/tiff"),
+    ("PNG", "image/x-whatever"),
+    wire("PNG", "IMAGE/PNG; charset=binary"),
+    wire("PNG", "application/x-image"),
+    wire("PNG", "application/octet-stream"),
+    wire("PNG", ""),
 )
-def test_every_picture_type_is_read(url, kind, content_type):
+def test_every_picture_type_is_read(send, kind, content_type):
     picture = Image.new("RGB", (60, 80), (200, 120, 40))
-    assert post(url, encode(picture, kind), content_type).json()["predictions"]
+    assert post(send, encode(picture, kind), content_type).json()["predictions"]
 
 
-def test_the_bytes_count_not_the_name_of_their_type(url, cat):
-    assert post(url, cat, "image/png").json() == post(url, cat, "image/jpeg").json()
+@rows()
+def test_the_format_is_detected_from_the_bytes_not_the_content_type(send, cat):
+    assert post(send, cat, "image/png").json() == post(send, cat, "image/jpeg").json()
 
 
-def test_json_image_answers_as_the_bytes_do(url, cat):
-    assert post(url, b64(cat)).json() == post(url, cat).json()
+@rows("", wire())
+def test_json_image_answers_as_the_bytes_do(send, cat):
+    assert post(send, b64(cat)).json() == post(send, cat).json()
 
 
-def test_npy_answers_as_the_picture_does(url, cat):
+@rows("", wire())
+def test_npy_answers_as_the_picture_does(send, cat):
     array = np.asarray(Image.open(io.BytesIO(cat)))
-    assert post(url, npy(array), "application/x-npy").json() == post(url, cat).json()
+    assert post(send, npy(array), "application/x-npy").json() == post(send, cat).json()
 
 
-def test_several_pictures_come_back_in_order_and_a_bad_one_spoils_none(url, cat):
+@rows()
+def test_several_pictures_keep_their_order_and_a_bad_one_affects_no_other(send, cat):
     grey = encode(Image.new("RGB", (50, 50), "grey"), "PNG")
     instances = [b64(cat), b64(b"no picture"), {"what": 1}, b64(grey), {"image": "abc"}, b64(cat[:300]), "x"]
-    answers = post(url, {"instances": instances}).json()["predictions"]
+    answers = post(send, {"instances": instances}).json()["predictions"]
     assert [a.get("error") for a in answers] == [
         None, "not_a_picture", "no_picture", None, "no_picture", "not_a_picture", "no_picture",
     ]  # fmt: skip
-    alone = [post(url, cat).json(), post(url, grey, "image/png").json()]
+    alone = [post(send, cat).json(), post(send, grey, "image/png").json()]
     assert [answers[0]["class"], answers[3]["class"]] == [a["class"] for a in alone]
     assert answers[0]["confidence"] == pytest.approx(alone[0]["confidence"], abs=1e-4)
 
 
-def test_an_array_of_several_pictures_is_a_batch(url):
+@rows()
+def test_an_array_of_several_pictures_is_a_batch(send):
     pictures = np.random.default_rng(0).integers(0, 255, (3, 40, 50, 3), np.uint8)
-    assert len(post(url, npy(pictures), "application/x-npy").json()["predictions"]) == 3
+    assert len(post(send, npy(pictures), "application/x-npy").json()["predictions"]) == 3
 
 
-@pytest.mark.parametrize("n", [1, 2, 99])
-def test_top_k_in_json(url, cat, n):
-    assert len(post(url, b64(cat) | {"top_k": n}).json()["predictions"]) == min(n, 4)
+@rows("n", 1, 2, 99)
+def test_top_k_in_json(send, cat, n):
+    assert len(post(send, b64(cat) | {"top_k": n}).json()["predictions"]) == min(n, 4)
 
 
-@pytest.mark.parametrize("attributes", ["top_k=2", "trace=abc, top_k = 2"])
-def test_top_k_in_the_custom_attributes(url, cat, attributes):
-    reply = post(url, cat, X_Amzn_SageMaker_Custom_Attributes=attributes)
+@rows("attributes", wire("top_k=2"), wire("trace=abc, top_k = 2"))
+def test_top_k_in_the_custom_attributes(send, cat, attributes):
+    reply = post(send, cat, X_Amzn_SageMaker_Custom_Attributes=attributes)
     assert len(reply.json()["predictions"]) == 2
 
 
-def test_top_k_in_json_beats_the_header(url, cat):
-    reply = post(url, b64(cat) | {"top_k": 1}, X_Amzn_SageMaker_Custom_Attributes="top_k=3")
+@rows("", wire())
+def test_top_k_in_json_beats_the_header(send, cat):
+    reply = post(send, b64(cat) | {"top_k": 1}, X_Amzn_SageMaker_Custom_Attributes="top_k=3")
     assert len(reply.json()["predictions"]) == 1
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, "x", None, [2]])
-def test_a_top_k_that_is_no_whole_number_from_1(url, cat, value):
-    check_error(post(url, b64(cat) | {"top_k": value}), 422, "bad_top_k")
+@rows("value", *[0, -1, 1.5, True, "x", None, [2]])
+def test_422_for_a_top_k_that_is_not_a_whole_number_from_1(send, cat, value):
+    check_error(post(send, b64(cat) | {"top_k": value}), 422, "bad_top_k")
 
 
-def test_a_custom_attribute_top_k_that_is_no_number(url, cat):
-    check_error(post(url, cat, X_Amzn_SageMaker_Custom_Attributes="top_k=many"), 422, "bad_top_k", "many")
+@rows("", wire())
+def test_422_for_a_custom_attribute_top_k_that_is_not_a_number(send, cat):
+    check_error(post(send, cat, X_Amzn_SageMaker_Custom_Attributes="top_k=many"), 422, "bad_top_k", "many")
 
 
-@pytest.mark.parametrize(
-    "accept", ["*/*", "*", "application/json", "application/*", "text/html, application/json;q=0.5"]
+@rows(
+    "accept",
+    wire("*/*"),
+    wire("*"),
+    wire("application/json"),
+    wire("application/*"),
+    wire("text/html, application/json;q=0.5"),
 )
-def test_json_is_what_most_accept_headers_get(url, cat, accept):
-    assert post(url, cat, Accept=accept).headers["content-type"] == "application/json"
+def test_most_accept_headers_get_json(send, cat, accept):
+    assert post(send, cat, Accept=accept).headers["content-type"] == "application/json"
 
 
-def test_jsonlines_has_a_line_per_picture(url, cat):
-    reply = post(url, {"instances": [b64(cat), b64(b"x")]}, Accept="application/jsonlines")
+@rows("", wire())
+def test_jsonlines_has_a_line_per_picture(send, cat):
+    reply = post(send, {"instances": [b64(cat), b64(b"x")]}, Accept="application/jsonlines")
     lines = [json.loads(line) for line in reply.text.splitlines()]
     assert reply.headers["content-type"] == "application/jsonlines"
-    assert lines[0]["class"] == post(url, cat).json()["class"]
+    assert lines[0]["class"] == post(send, cat).json()["class"]
     assert lines[1]["error"] == "not_a_picture"
 
 
-def test_npy_has_every_probability_as_float32_and_nan_for_a_bad_picture(url, cat):
-    reply = post(url, {"instances": [b64(cat), b64(b"x")]}, Accept="application/x-npy")
+@rows("", wire())
+def test_npy_has_every_probability_as_float32_and_nan_for_a_bad_picture(send, cat):
+    reply = post(send, {"instances": [b64(cat), b64(b"x")]}, Accept="application/x-npy")
     probabilities = np.load(io.BytesIO(reply.content), allow_pickle=False)
     assert (probabilities.shape, probabilities.dtype) == ((2, 4), np.float32)
     assert probabilities[0].sum() == pytest.approx(1, abs=1e-5)
     assert np.isnan(probabilities[1]).all()
 
 
-@pytest.mark.parametrize("body", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>", bytes(1000)])
-def test_400_for_what_is_no_picture(url, body):
-    check_error(post(url, body), 400, "not_a_picture")
+@rows("body", wire(b""), wire(b"no picture"), b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>", bytes(1000))
+def test_400_for_a_body_that_is_not_a_picture(send, body):
+    check_error(post(send, body), 400, "not_a_picture")
 
 
-def test_400_for_a_truncated_picture(url, cat):
-    check_error(post(url, cat[: len(cat) // 2]), 400, "not_a_picture", "truncated")
+@rows()
+def test_400_for_a_truncated_picture(send, cat):
+    check_error(post(send, cat[: len(cat) // 2]), 400, "not_a_picture", "truncated")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1,", b"\xff", b"[" * 100_000])
-def test_400_for_broken_json(url, body):
-    check_error(post(url, body, "application/json"), 400, "bad_json")
+@rows("body", wire(b""), b"{", b"[1,", wire(b"\xff"), b"[" * 100_000)
+def test_400_for_broken_json(send, body):
+    check_error(post(send, body, "application/json"), 400, "bad_json")
 
 
-@pytest.mark.parametrize(
+@rows(
     "body",
-    [
-        b"no array",
-        npy(np.zeros((4, 4, 3), np.float32)),
-        npy(np.zeros((4, 4), np.uint8)),
-        npy(np.zeros((4, 4, 4), np.uint8)),
-        npy(np.zeros((0, 4, 3), np.uint8)),
-        npy(np.asfortranarray(np.zeros((4, 5, 3), np.uint8))),
-        npy(np.array([{"a": 1}], dtype=object), pickled=True),
-        npy(np.zeros((4, 4, 3), np.uint8))[:-1],
-        npy(np.zeros((4, 4, 3), np.uint8)).replace(b"(4, 4, 3)", b"(99999999, 99999, 3)"),
-        npy(np.zeros((4, 4, 3), np.uint8)).replace(b"(4, 4, 3)", b"(-1, 4, 3)"),
-        npy(np.zeros((4, 4, 3), np.uint8)).replace(b"{'descr'", b"{[]: 1, '"),
-        npy(np.zeros((4, 4, 3), np.uint8)).replace(b"{'descr'", b"((((((((("),
-    ],
+    b"no array",
+    npy(np.zeros((4, 4, 3), np.float32)),
+    npy(np.zeros((4, 4), np.uint8)),
+    npy(np.zeros((4, 4, 4), np.uint8)),
+    npy(np.zeros((0, 4, 3), np.uint8)),
+    npy(np.asfortranarray(np.zeros((4, 5, 3), np.uint8))),
+    npy(np.array([{"a": 1}], dtype=object), pickled=True),
+    npy(np.zeros((4, 4, 3), np.uint8))[:-1],
+    npy(np.zeros((4, 4, 3), np.uint8)).replace(b"(4, 4, 3)", b"(99999999, 99999, 3)"),
+    npy(np.zeros((4, 4, 3), np.uint8)).replace(b"(4, 4, 3)", b"(-1, 4, 3)"),
+    npy(np.zeros((4, 4, 3), np.uint8)).replace(b"{'descr'", b"{[]: 1, '"),
+    npy(np.zeros((4, 4, 3), np.uint8)).replace(b"{'descr'", b"((((((((("),
 )  # fmt: skip
-def test_400_for_an_array_that_is_no_picture_or_lies_about_its_size(url, body):
-    check_error(post(url, body, "application/x-npy"), 400, "not_a_picture")
+def test_400_for_an_array_of_another_shape_type_or_size(send, body):
+    check_error(post(send, body, "application/x-npy"), 400, "not_a_picture")
 
 
-@pytest.mark.parametrize("accept", ["text/html", "image/png, text/*", "application/json;q=0"])
-def test_406_for_an_accept_header_without_ours(url, cat, accept):
-    check_error(post(url, cat, Accept=accept), 406, "not_acceptable", "application/jsonlines")
+@rows("accept", wire("text/html"), wire("image/png, text/*"), wire("application/json;q=0"))
+def test_406_for_an_accept_header_without_a_supported_type(send, cat, accept):
+    check_error(post(send, cat, Accept=accept), 406, "not_acceptable", "application/jsonlines")
 
 
-def test_413_for_a_body_over_25_mb(url):
-    check_error(post(url, bytes(25_000_001)), 413, "too_large", "25 MB")
+@rows("", wire())
+def test_413_for_a_body_over_25_mb(send):
+    check_error(post(send, bytes(25_000_001)), 413, "too_large", "25 MB")
 
 
-def test_413_for_a_picture_over_50_megapixels(url):
+@rows()
+def test_413_for_a_picture_over_50_megapixels(send):
     small_file = encode(Image.new("1", (10_000, 5_001)), "PNG")
     assert len(small_file) < 20_000
-    check_error(post(url, small_file, "image/png"), 413, "too_large", "50 megapixels")
-    check_error(post(url, b64(small_file)), 413, "too_large", "50 megapixels")
+    check_error(post(send, small_file, "image/png"), 413, "too_large", "50 megapixels")
+    check_error(post(send, b64(small_file)), 413, "too_large", "50 megapixels")
 
 
-@pytest.mark.parametrize(
-    "content_type", ["text/plain", "multipart/form-data", "application/x-www-form-urlencoded"]
+@rows(
+    "content_type",
+    wire("text/plain"),
+    wire("multipart/form-data"),
+    wire("application/x-www-form-urlencoded"),
 )
-def test_415_lists_what_is_accepted(url, cat, content_type):
-    check_error(post(url, cat, content_type), 415, "unsupported_type", "image/*, application/x-image")
+def test_415_lists_what_is_accepted(send, cat, content_type):
+    check_error(post(send, cat, content_type), 415, "unsupported_type", "image/*, application/x-image")
 
 
-@pytest.mark.parametrize(
+@rows(
     "body",
-    [
-        [],
-        3,
-        {},
-        {"image": 3},
-        {"url": 3},
-        {"image": "", "url": "http://x"},
-        {"instances": []},
-        {"instances": {}},
-    ],
+    [],
+    3,
+    wire({}),
+    {"image": 3},
+    {"url": 3},
+    {"image": "", "url": "http://x"},
+    {"instances": []},
+    {"instances": {}},
 )
-def test_422_for_json_without_a_picture(url, body):
-    check_error(post(url, json.dumps(body).encode(), "application/json"), 422, "no_picture")
+def test_422_for_json_without_a_picture(send, body):
+    check_error(post(send, json.dumps(body).encode(), "application/json"), 422, "no_picture")
 
 
-def test_422_for_more_pictures_than_32(url):
+@rows()
+def test_422_for_more_pictures_than_32(send):
     one = b64(encode(Image.new("RGB", (2, 2)), "PNG"))
-    assert len(post(url, {"instances": [one] * 32}).json()["predictions"]) == 32
-    check_error(post(url, {"instances": [one] * 33}), 422, "no_picture", "32")
+    assert len(post(send, {"instances": [one] * 32}).json()["predictions"]) == 32
+    check_error(post(send, {"instances": [one] * 33}), 422, "no_picture", "32")
     check_error(
-        post(url, npy(np.zeros((33, 2, 2, 3), np.uint8)), "application/x-npy"), 422, "no_picture", "32"
+        post(send, npy(np.zeros((33, 2, 2, 3), np.uint8)), "application/x-npy"), 422, "no_picture", "32"
     )
 
 
-@pytest.mark.parametrize("image", ["*", "abc", "AAAA", base64.b64encode(b"no picture").decode()])
-def test_422_for_base64_that_is_no_picture(url, image):
-    reply = post(url, {"image": image})
+@rows("image", "*", "abc", "AAAA", base64.b64encode(b"no picture").decode())
+def test_422_for_base64_that_is_not_a_picture(send, image):
+    reply = post(send, {"image": image})
     assert (reply.status_code, reply.json()["error"]) in [(422, "no_picture"), (422, "not_a_picture")]
 
 
-def test_an_error_stays_short_whatever_it_quotes(url):
-    check_error(post(url, b"x", "é" * 900), 415, "unsupported_type")
-    check_error(post(url, {"url": "http://" + "é" * 900}), 422, "address_failed")
+@rows("", wire())
+def test_an_error_is_short_whatever_it_quotes(send):
+    check_error(post(send, b"x", "é" * 900), 415, "unsupported_type")
+    check_error(post(send, {"url": "http://" + "é" * 900}), 422, "address_failed")
 
 
-@pytest.mark.parametrize("address", ["http://169.254.169.254/", "http://127.0.0.1/", "file:///etc/passwd"])
-def test_422_for_an_address_inside(url, address):
-    check_error(post(url, {"url": address}), 422, "address_refused")
+@rows("address", wire("http://169.254.169.254/"), "http://127.0.0.1/", "file:///etc/passwd")
+def test_422_for_an_address_that_is_not_public(send, address):
+    check_error(post(send, {"url": address}), 422, "address_refused")
 
 
-def test_422_for_an_address_that_does_not_exist(url):
-    check_error(post(url, {"url": "http://no-such-host.invalid/cat.jpg"}), 422, "address_failed")
+@rows("", wire())
+def test_422_for_an_address_that_does_not_exist(send):
+    check_error(post(send, {"url": "http://no-such-host.invalid/cat.jpg"}), 422, "address_failed")
+
+
+# --- the documentation
+
+
+def test_the_error_table_of_the_readme_has_the_statuses_and_codes_of_the_code():
+    """serve/README.md against every RequestError of the code; inference.picture_error chooses among three."""
+    code = "".join((ROOT / "serve" / name).read_text() for name in ("inference.py", "server.py"))
+    raised = set(re.findall(r'RequestError\(\s*(\d{3}), "(\w+)"', code))
+    raised |= {("400", "not_a_picture"), ("413", "too_large"), ("422", "not_a_picture")}
+    documented = set()
+    readme = (ROOT / "serve/README.md").read_text()
+    for status, codes in re.findall(r"^\| (\d{3}) \| ([^|]+) \|", readme, re.MULTILINE):
+        documented |= {(status, name) for name in re.findall(r"`(\w+)`", codes)}
+    assert documented == raised
+
+
+def test_the_limits_in_the_readme_are_those_of_the_code():
+    readme = " ".join((ROOT / "serve/README.md").read_text().split())
+    for limit in (
+        f"over {inference.MAX_BODY // 10**6} MB, or a picture over {pixels.MAX_PIXELS // 10**6} megapixels",
+        f"with 1 to {inference.MAX_PICTURES} of those",
+        f"with up to {inference.MAX_PICTURES} pictures",
+        f"is {inference.Batch.top_k} by default",
+        f"not received within {server.BODY_SECONDS} s",
+        f"{server.REQUEST_SLOTS} requests are being answered",
+        f"or {inference.FETCH_SLOTS} that fetch addresses",
+        f"http and https on ports {' and '.join(map(str, fetch.PORTS.values()))};",
+        f"at most {fetch.MAX_REDIRECTS} redirects",
+        f"at most {fetch.MAX_BYTES // 10**6} MB, waits {fetch.CONNECT_SECONDS} s for a connection",
+        f"and {inference.FETCH_SECONDS} s for all addresses",
+        f"`Connection: close` for {server.CLOSING_SECONDS} s",
+        f"in flight for up to {server.DRAIN_SECONDS} s",
+        f"closed after {server.KEEP_ALIVE_SECONDS} s",
+    ):
+        assert limit in readme

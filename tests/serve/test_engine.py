@@ -1,4 +1,4 @@
-"""The engine: how many threads it takes, which arithmetic, and what it refuses to load."""
+"""The engine: how many threads it uses, which mode, and which files it refuses to load."""
 
 import inspect
 import json
@@ -15,14 +15,14 @@ import pytest
 import engine
 from support import ROOT
 
-HOST = 8  # processors, as far as these tests say
+HOST = 8  # CPUs of the host in these tests
 INTEL = "fpu sse2 avx512f avx512_vnni avx512_bf16"
 LAPTOP = "fpu sse2 avx2 avx_vnni"
 OLD = "fpu sse2 avx2 avx512f"
 
 
-def test_openvino_calls_nobody_when_it_is_imported(tmp_path):
-    """It would write down who it is, in the user's home, and tell Google Analytics."""
+def test_importing_openvino_sends_and_writes_nothing(tmp_path):
+    """Its telemetry would write an id into the user's home and report to Google Analytics."""
     code = "import engine, sys; engine.can('fp32'); print(sys.modules['openvino_telemetry'])"
     given = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "serve")}
     done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
@@ -51,7 +51,7 @@ def written(folder: Path, files: dict[str, str]) -> Path:
     ("quota", "cores"),
     [("100000", 1), ("50000", 1), ("1000", 1), ("150000", 2), ("400000", 4), ("1600000", HOST)],
 )
-def test_threads_are_the_containers_quota_rounded_up_and_no_more_than_the_host_has(tmp_path, quota, cores):
+def test_threads_are_the_quota_rounded_up_and_at_most_the_cpus(tmp_path, quota, cores):
     second = written(tmp_path / "v2", {"cpu.max": f"{quota} 100000"})
     first = {"cpu/cpu.cfs_quota_us": quota, "cpu/cpu.cfs_period_us": "100000"}
     assert engine.cpus(second) == engine.cpus(written(tmp_path / "v1", first)) == cores
@@ -70,7 +70,7 @@ def test_threads_are_the_containers_quota_rounded_up_and_no_more_than_the_host_h
         {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "0"},
     ],
 )
-def test_without_a_quota_threads_are_the_hosts(tmp_path, files):
+def test_without_a_quota_there_are_as_many_threads_as_cpus(tmp_path, files):
     assert engine.cpus(written(tmp_path, files)) == HOST
 
 
@@ -89,7 +89,7 @@ def test_the_engine_runs_with_as_many_threads(project, monkeypatch, threads):
 @pytest.mark.parametrize(
     ("flags", "int8"), [(INTEL, True), (LAPTOP, True), ("fpu amx_int8", True), (OLD, False), ("", False)]
 )
-def test_int8_is_for_chips_that_have_instructions_for_it(tmp_path, monkeypatch, flags, int8):
+def test_int8_needs_vnni_instructions(tmp_path, monkeypatch, flags, int8):
     text = f"processor\t: 0\nmodel name\t: Made-up avx512_vnni\nflags\t\t: {flags}\nbugs\t\t: spectre\n"
     (tmp_path / "cpuinfo").write_text(text)
     found = engine.chip(tmp_path / "cpuinfo")
@@ -98,11 +98,11 @@ def test_int8_is_for_chips_that_have_instructions_for_it(tmp_path, monkeypatch, 
     assert engine.can("int8") == int8
 
 
-def test_a_machine_without_cpuinfo_has_no_instructions_that_we_know_of(tmp_path):
+def test_without_cpuinfo_no_instruction_sets_are_known(tmp_path):
     assert engine.chip(tmp_path / "none") == set()
 
 
-def test_every_chip_can_do_fp32_and_one_with_instructions_for_bf16_can_do_bf16():
+def test_every_chip_supports_fp32_and_one_with_bf16_instructions_supports_bf16():
     assert engine.can("fp32")
     assert engine.can("bf16") or not {"avx512_bf16", "amx_bf16"} & engine.chip()
 
@@ -122,26 +122,24 @@ def pictures(project) -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 255, (12, height, width, 3), np.uint8))
 
 
-def test_the_first_arithmetic_that_this_chip_has_is_taken(project, monkeypatch):
+def test_the_first_supported_mode_is_used(project, monkeypatch):
     monkeypatch.setattr(engine, "can", lambda mode: mode == "fp32")
     assert engine.load(project / "model", spec_of(project, "int8", "bf16", "fp32")).mode == "fp32"
     monkeypatch.setattr(engine, "can", lambda mode: mode != "int8")
     assert engine.load(project / "model", spec_of(project, "int8", "bf16", "fp32")).mode == "bf16"
 
 
-def test_a_mode_that_is_asked_for_is_taken_or_nothing(project, monkeypatch):
+def test_a_given_mode_is_used_or_raises(project, monkeypatch):
     assert engine.load(project / "model", spec_of(project, "bf16", "fp32"), "fp32").mode == "fp32"
     monkeypatch.setattr(engine, "can", lambda mode: mode == "fp32")
-    with pytest.raises(RuntimeError, match="cannot do bf16"):
+    with pytest.raises(RuntimeError, match="does not support bf16"):
         engine.load(project / "model", spec_of(project), "bf16")
-    with pytest.raises(RuntimeError, match="cannot do int8 or bf16"):
+    with pytest.raises(RuntimeError, match="does not support int8 or bf16"):
         engine.load(project / "model", spec_of(project, "int8", "bf16"))
 
 
 @pytest.mark.parametrize("missing", ["library", "gpu"])
-def test_without_a_gpu_or_its_library_the_cpu_takes_over_and_says_so_once(
-    project, monkeypatch, caplog, missing
-):
+def test_without_a_gpu_or_its_library_the_cpu_is_used_with_one_warning(project, monkeypatch, caplog, missing):
     if missing == "library":
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
     elif "CUDAExecutionProvider" in pytest.importorskip("onnxruntime").get_available_providers():
@@ -166,10 +164,10 @@ def test_a_graph_that_is_not_the_packaged_one_is_refused(project, tmp_path, how)
         engine.load(model, spec)
 
 
-# --- answering
+# --- predicting
 
 
-def test_each_picture_is_answered_in_its_place_and_as_it_is_alone(project, pictures):
+def test_a_batch_gives_each_pictures_own_probabilities_in_order(project, pictures):
     run = engine.load(project / "model", spec_of(project)).run
     alone = np.concatenate([run([picture]) for picture in pictures])
     assert (alone.dtype, alone.shape) == (np.float32, (len(pictures), len(spec_of(project)["labels"])))
@@ -178,7 +176,7 @@ def test_each_picture_is_answered_in_its_place_and_as_it_is_alone(project, pictu
     np.testing.assert_array_equal(run(pictures[::-1]), alone[::-1])
 
 
-def test_answers_do_not_mix_when_many_ask_at_once(project, pictures):
+def test_predictions_from_many_threads_are_not_mixed_up(project, pictures):
     run = engine.load(project / "model", spec_of(project)).run
     alone = run(pictures)
     with ThreadPoolExecutor(len(pictures)) as pool:

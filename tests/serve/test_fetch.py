@@ -1,7 +1,7 @@
-"""Addresses: what the guard lets through, what it refuses, and that a slow or huge answer ends in time.
+"""Addresses: which ones the guard fetches, which it refuses, and that it limits the time and the bytes.
 
-A name's addresses come from a resolver of the test's own, and connections to one public address are carried
-to a server on loopback; the guard itself runs as it is, down to the address that it connects to.
+Host names are resolved by the tests, and connections to one public IP address are redirected to a server on
+loopback; the guard itself runs unchanged, down to the IP address that it connects to.
 """
 
 import datetime
@@ -13,19 +13,20 @@ import ssl
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
-import uvicorn
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
+from plain_server import in_thread
 
 import fetch
-import server
+import inference
 
-PUBLIC = "93.184.216.34"  # a documentation site's address; nothing is sent there
+PUBLIC = "93.184.216.34"  # the IP address of a documentation site; nothing is sent there
 REAL_CONNECT = socket.create_connection
 REAL_RESOLVE = socket.getaddrinfo
 
@@ -37,7 +38,7 @@ def png(width: int = 40, height: int = 30) -> bytes:
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    """A public web site with pictures, redirects and bad manners."""
+    """A public web site with pictures, redirects and slow answers."""
 
     protocol_version = "HTTP/1.1"
     hosts: list[str] = []  # noqa: RUF012
@@ -75,7 +76,7 @@ class Site(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def drip(self, page: str) -> None:
-        """A byte every tenth of a second, without end."""
+        """A byte every tenth of a second, for 30 seconds."""
         self.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"\r\n" * (page == "/drip"))
         try:
             for _ in range(300):
@@ -90,21 +91,19 @@ class Site(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site(monkeypatch):
-    """The site under the name pets.example: {name: addresses (of each look-up)} and the connections made."""
+    """The site pets.example: the IP addresses of each name (or of each look-up), and the connections made."""
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
     threading.Thread(target=httpd.serve_forever, args=[0.05], daemon=True).start()
     names = {"pets.example": [PUBLIC]}
     connections = []
 
-    def resolve(host: str, port: int, *args: object, **options: object) -> list:
+    def resolve(host: str, port: int, *args: Any, **options: Any) -> list:
         if host not in names:
             return REAL_RESOLVE(host, port, *args, **options)
         found = names[host] if isinstance(names[host], list) else next(names[host])
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
-    def connect(
-        address: tuple, timeout: float | None = None, *args: object, **options: object
-    ) -> socket.socket:
+    def connect(address: tuple, timeout: float | None = None, *args: Any, **options: Any) -> socket.socket:
         connections.append(address)
         if address[0] in ("127.0.0.1", "::1"):  # the tests' own client
             return REAL_CONNECT(address, timeout, *args, **options)
@@ -122,31 +121,23 @@ def site(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def ask(project):
+def query(project):
     """Post one JSON request to the plain server, in this process so that it uses the test's resolver."""
-    app = server.application()
-    app.state.model = server.model_fn(project / "model")
-    listener = socket.create_server(("127.0.0.1", 0))
-    uv = uvicorn.Server(uvicorn.Config(app, log_config=None))
-    thread = threading.Thread(target=uv.run, kwargs={"sockets": [listener]})
-    thread.start()
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}/invocations"
+    with in_thread(inference.model_fn(project / "model")) as url:
 
-    def post(body: dict) -> tuple[int, dict]:
-        reply = requests.post(url, json=body, timeout=60)
-        return reply.status_code, reply.json()
+        def post(body: dict) -> tuple[int, dict]:
+            reply = requests.post(f"{url}/invocations", json=body, timeout=60)
+            return reply.status_code, reply.json()
 
-    yield post
-    uv.should_exit = True
-    thread.join()
+        yield post
 
 
 def get(url: str, seconds: float = 5) -> bytes:
     return fetch.fetch(url, time.monotonic() + seconds)
 
 
-def test_a_public_address_is_answered(ask, site):
-    status, answer = ask({"url": "http://pets.example/cat.png?size=large"})
+def test_a_public_address_is_answered(query, site):
+    status, answer = query({"url": "http://pets.example/cat.png?size=large"})
     assert status == 200
     assert answer["predictions"]
     assert Site.hosts == ["pets.example"]
@@ -158,14 +149,14 @@ def test_the_connection_goes_to_the_address_that_was_checked(site):
     assert connections == [(PUBLIC, 80)]
 
 
-def test_several_addresses_are_fetched_side_by_side_and_a_bad_one_spoils_none(ask, site):
+def test_several_addresses_are_fetched_at_once_and_a_bad_one_affects_no_other(query, site):
     urls = [
         "http://pets.example/cat.png",
         "http://10.0.0.1/",
         "http://pets.example/none",
         "http://pets.example/page",
     ]
-    status, answer = ask({"instances": [{"url": url} for url in urls]})
+    status, answer = query({"instances": [{"url": url} for url in urls]})
     assert status == 200
     codes = [item.get("error") for item in answer["predictions"]]
     assert codes == [None, "address_refused", "address_failed", "not_a_picture"]
@@ -210,9 +201,9 @@ def test_several_addresses_are_fetched_side_by_side_and_a_bad_one_spoils_none(as
         "cat.png",
     ],
 )
-def test_an_address_that_is_not_the_public_web_is_refused_before_any_connection(ask, site, url):
+def test_an_address_that_is_not_the_public_web_is_refused_before_any_connection(query, site, url):
     _, connections = site
-    status, answer = ask({"url": url})
+    status, answer = query({"url": url})
     assert (status, answer["error"]) == (422, "address_refused")
     assert all(host == "127.0.0.1" and port > 1024 for host, port in connections)  # the test's own requests
 
@@ -266,10 +257,10 @@ def test_the_next_address_is_tried_when_one_does_not_answer(site):
 
 
 @pytest.mark.parametrize(
-    ("path", "says"), [("/none", "status 404"), ("/huge", "more than 10 MB"), ("/cat .png", "status 404")]
+    ("path", "message"), [("/none", "status 404"), ("/huge", "more than 10 MB"), ("/cat .png", "status 404")]
 )
-def test_an_answer_that_is_of_no_use_says_why(site, path, says):
-    with pytest.raises(fetch.FailedError, match=says):
+def test_an_unusable_answer_has_the_reason(site, path, message):
+    with pytest.raises(fetch.FailedError, match=message):
         get(f"http://pets.example{path}")
 
 
@@ -281,18 +272,18 @@ def test_a_server_that_trickles_is_cut_off_at_the_deadline(site, page):
     assert time.monotonic() - start < 3
 
 
-def test_the_seconds_to_connect_are_not_the_seconds_to_answer(site, monkeypatch):
+def test_the_time_limit_to_connect_does_not_apply_to_the_answer(site, monkeypatch):
     monkeypatch.setattr(fetch, "CONNECT_SECONDS", 0.2)
     assert get("http://pets.example/late") == png()
 
 
-def test_spaces_and_accents_are_sent_as_browsers_send_them(site):
+def test_spaces_and_accents_are_percent_encoded(site):
     assert get("http://pets.example/café .png?q=café [1]") == b"/caf%C3%A9%20.png?q=caf%C3%A9%20[1]"
 
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_https_needs_a_certificate_that_is_trusted_and_has_the_name(site, monkeypatch, tmp_path, trusted):
-    """A site with a certificate of its own making; then with that certificate among the trusted ones."""
+    """A site with a self-signed certificate; then with that certificate among the trusted ones."""
     _, connections = site
     certificate(tmp_path, "pets.example")
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -335,28 +326,31 @@ def test_a_malformed_address_never_raises_anything_else(site, url):
 
 
 @pytest.mark.parametrize("value", ["off", "OFF", "0", "false", "no"])
-def test_addresses_can_be_switched_off(ask, site, monkeypatch, value):
+def test_addresses_can_be_switched_off(query, site, monkeypatch, value):
     monkeypatch.setenv("SERVE_URLS", value)
-    status, answer = ask({"url": "http://pets.example/cat.png"})
+    status, answer = query({"url": "http://pets.example/cat.png"})
     assert (status, answer["error"]) == (422, "address_refused")
-    assert json.dumps(answer).count("takes no addresses") == 1
+    assert json.dumps(answer).count("fetches no addresses") == 1
 
 
-def test_slow_names_keep_nobody_else_waiting(ask, site, monkeypatch):
-    """A resolver that does not answer holds up the requests that need it, and no others."""
-    slow, resolve = threading.Event(), socket.getaddrinfo
+def test_slow_names_do_not_delay_other_requests(query, site, monkeypatch):
+    """A resolver that does not answer delays the requests that need it, and no others."""
+    slow, resolving, resolve = threading.Event(), threading.Semaphore(0), socket.getaddrinfo
 
-    def wait(host: str, *args: object, **options: object) -> list:
+    def wait(host: str, *args: Any, **options: Any) -> list:
         if host == "slow.example":
+            resolving.release()
             slow.wait(20)
         return resolve(host, *args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", wait)
-    waiting = [threading.Thread(target=ask, args=[{"url": "http://slow.example/"}]) for _ in range(8)]
+    waiting = [threading.Thread(target=query, args=[{"url": "http://slow.example/"}]) for _ in range(8)]
     for thread in waiting:
         thread.start()
+    for _ in waiting:
+        assert resolving.acquire(timeout=20)
     start = time.monotonic()
-    assert ask({"url": "http://pets.example/cat.png"})[0] == 200
+    assert query({"url": "http://pets.example/cat.png"})[0] == 200
     assert time.monotonic() - start < 5
     slow.set()
     for thread in waiting:

@@ -1,4 +1,4 @@
-"""The handlers by themselves: what they need, and how they fail at load."""
+"""The handlers without a server: which packages they need, and how loading fails."""
 
 import importlib.metadata
 import json
@@ -16,12 +16,12 @@ from packaging.requirements import Requirement
 import inference
 from support import ROOT
 
-SERVING = [  # what serve/inference.py may need: the rest of the group is the HTTP servers'
+SERVING = [  # what serve/inference.py may need; the other packages of the group are for the HTTP servers
     "numpy",
     "openvino",
     "pillow",
 ]
-ASK = """
+PREDICT = """
 import sys
 sys.path.insert(0, sys.argv[1] + "/code")
 from inference import handle, model_fn
@@ -32,8 +32,9 @@ assert not {"torch", "torchvision", "fastai", "starlette", "uvicorn", "requests"
 
 
 def distributions(names: list[str]) -> set[str]:
-    """These packages and all that they need here, by the metadata of what is installed."""
-    found, todo = set(), list(names)
+    """These packages and all their dependencies, from the metadata of the installed ones."""
+    found: set[str] = set()
+    todo = list(names)
     while todo:
         name = todo.pop()
         if name not in found:
@@ -49,24 +50,24 @@ def bare_python(tmp_path: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
     for name in distributions(SERVING):
-        tops = {file.parts[0] for file in importlib.metadata.files(name)} - {"..", "__pycache__"}
+        tops = {file.parts[0] for file in importlib.metadata.files(name) or []} - {"..", "__pycache__"}
         for top in tops:
-            (site / top).symlink_to(importlib.metadata.distribution(name).locate_file(top))
+            (site / top).symlink_to(str(importlib.metadata.distribution(name).locate_file(top)))
     return tmp_path / "venv" / "bin" / "python"
 
 
-def test_the_handlers_answer_with_numpy_pillow_and_the_engine_alone(bare_python, project):
+def test_the_handlers_need_only_numpy_pillow_and_the_engine(bare_python, project):
     missing = subprocess.run([bare_python, "-c", "import torch"], capture_output=True, check=False)
     assert missing.returncode == 1  # else the environment proves nothing
     picture = sorted((project / "train" / "pictures").iterdir())[0]
     done = subprocess.run(
-        [bare_python, "-c", ASK, project / "model", picture], capture_output=True, text=True, check=False
+        [bare_python, "-c", PREDICT, project / "model", picture], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith('200 {"class"')
 
 
-def test_the_containers_requirements_are_the_locked_ones_and_no_more_than_it_lacks():
+def test_the_containers_requirements_are_locked_and_only_what_it_lacks():
     wanted = [line for line in (ROOT / "serve/requirements.txt").read_text().splitlines() if line[:1] != "#"]
     assert [re.split("==", line)[0] for line in wanted] == ["openvino"]
     assert all(f"\n{line} " in (ROOT / "requirements.lock").read_text() for line in wanted)
@@ -76,7 +77,7 @@ def test_the_containers_requirements_are_the_locked_ones_and_no_more_than_it_lac
 
 @pytest.fixture
 def broken(project, tmp_path) -> Path:
-    """A copy of the model folder, to be spoiled."""
+    """A copy of the model folder, to be damaged."""
     return Path(shutil.copytree(project / "model", tmp_path / "model"))
 
 
@@ -105,13 +106,13 @@ def test_the_four_handlers_one_after_the_other(project):
     assert json.loads(body)["class"] == model.labels[prediction.probabilities[0].argmax()]
 
 
-def test_nothing_is_loaded_yet_503():
+def test_503_before_the_model_is_loaded():
     answer = inference.handle(None, b"", {})
     assert (answer.status, json.loads(answer.body)["error"]) == (503, "not_loaded")
 
 
-def test_pictures_leave_the_memory_as_soon_as_they_are_pixels(project):
-    """32 photographs of 50 megapixels, decoded and kept, would be 4.8 GB."""
+def test_pictures_are_closed_as_soon_as_they_are_decoded(project):
+    """32 decoded photographs of 50 megapixels would take 4.8 GB."""
     model = inference.model_fn(project / "model")
     picture = sorted((project / "train" / "pictures").iterdir())[0].read_bytes()
     batch = inference.input_fn(picture, "image/jpeg")

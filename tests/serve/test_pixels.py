@@ -1,9 +1,9 @@
-"""serve/pixels.py gives, to the byte, the pixels that fastai validates with."""
+"""serve/pixels.py gives, byte for byte, the pixels with which fastai validates; and what it refuses."""
 
 import io
 import struct
-import warnings
 import zlib
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,11 +15,38 @@ from pictures import upright
 from pixels import MAX_PIXELS, NotAPictureError, TooLargeError, open_picture, to_pixels
 from synthetic_pets import draw
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from fastai.vision.all import CropPad, PILImage, Pipeline, RandomCrop, RandomResizedCrop, Resize
 
+class Transform(NamedTuple):
+    """A transform of fastai by name: fastai is imported only when a test uses it."""
+
+    name: str
+    args: tuple
+    options: dict
+
+    def build(self) -> Any:
+        """The transform itself."""
+        from fastai.vision import augment
+
+        return getattr(augment, self.name)(*self.args, **self.options)
+
+
+def tfm(name: str, *args: Any, **options: Any) -> Transform:
+    return Transform(name, args, options)
+
+
+def pipeline_of(*tfms: Transform) -> Any:
+    """fastai's validation pipeline of these transforms."""
+    from fastai.vision.all import Pipeline
+
+    return Pipeline([transform.build() for transform in tfms], split_idx=1)
+
+
+def steps_of(*tfms: Transform) -> list[dict]:
+    """model.json's steps for these transforms."""
     from pipeline import item_steps
+
+    return item_steps(pipeline_of(*tfms))
+
 
 BOX, NEAREST = Image.Resampling.BOX, Image.Resampling.NEAREST
 SIDES = st.integers(1, 90)
@@ -27,9 +54,11 @@ SIZES = SIDES | st.tuples(SIDES, SIDES)
 RESAMPLES = st.sampled_from(Image.Resampling).map(lambda resample: (resample, NEAREST))
 PADS = st.sampled_from(["zeros", "border", "reflection"])
 METHODS = st.sampled_from(["squish", "crop", "pad"])
-RESIZES = st.builds(Resize, SIZES, METHODS, PADS, RESAMPLES)
-CROPS = st.builds(CropPad, SIZES, PADS) | st.builds(RandomCrop, SIZES)
-RANDOM_CROPS = st.builds(RandomResizedCrop, SIZES, resamples=RESAMPLES, val_xtra=st.floats(0, 0.6))
+RESIZES = st.builds(tfm, st.just("Resize"), SIZES, METHODS, PADS, RESAMPLES)
+CROPS = st.builds(tfm, st.just("CropPad"), SIZES, PADS) | st.builds(tfm, st.just("RandomCrop"), SIZES)
+RANDOM_CROPS = st.builds(
+    tfm, st.just("RandomResizedCrop"), SIZES, resamples=RESAMPLES, val_xtra=st.floats(0, 0.6)
+)
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -50,14 +79,15 @@ def pixels(data: bytes) -> list:
     return to_pixels(open_picture(data), []).tolist()
 
 
-# --- what fastai's item transforms do
+# --- fastai's item transforms
 
 
-def assert_as_fastai(picture: Image.Image, tfms: list) -> None:
-    """Every row, column and channel is the same."""
-    pipeline = Pipeline(tfms, split_idx=1)
-    expected = np.asarray(pipeline(PILImage(picture.copy())))
-    actual = to_pixels(picture, item_steps(pipeline))
+def assert_as_fastai(picture: Image.Image, tfms: list[Transform]) -> None:
+    """Every row, column and channel is equal."""
+    from fastai.vision.core import PILImage
+
+    expected = np.asarray(pipeline_of(*tfms)(PILImage(picture.copy())))
+    actual = to_pixels(picture, steps_of(*tfms))
     assert actual.dtype == np.uint8
     np.testing.assert_array_equal(actual, expected)
 
@@ -66,43 +96,47 @@ def assert_as_fastai(picture: Image.Image, tfms: list) -> None:
 @given(
     st.integers(1, 120), st.integers(1, 120), st.lists(RESIZES | CROPS | RANDOM_CROPS, min_size=1, max_size=3)
 )
-@example(1, 1, [Resize(64)])
-@example(1, 1, [Resize((9, 5), "pad", "zeros")])
-@example(1, 1, [RandomResizedCrop(64)])
-@example(500, 333, [Resize(460), RandomCrop(224)])
-@example(500, 333, [Resize(460), RandomCrop(224), Resize(64)])
-@example(500, 333, [CropPad(400), Resize(64)])
-@example(500, 333, [CropPad(400, "border"), Resize(64, "squish")])
-@example(333, 500, [RandomResizedCrop((96, 64), min_scale=0.35, val_xtra=0.3)])
-@example(40, 30, [RandomResizedCrop(224)])
-@example(1, 120, [Resize(49)])
-@example(120, 1, [Resize((49, 98), "pad")])
-def test_each_chain_of_item_transforms_gives_fastais_bytes(width, height, tfms):
+@example(1, 1, [tfm("Resize", 64)])
+@example(1, 1, [tfm("Resize", (9, 5), "pad", "zeros")])
+@example(1, 1, [tfm("RandomResizedCrop", 64)])
+@example(500, 333, [tfm("Resize", 460), tfm("RandomCrop", 224)])
+@example(500, 333, [tfm("Resize", 460), tfm("RandomCrop", 224), tfm("Resize", 64)])
+@example(500, 333, [tfm("CropPad", 400), tfm("Resize", 64)])
+@example(500, 333, [tfm("CropPad", 400, "border"), tfm("Resize", 64, "squish")])
+@example(333, 500, [tfm("RandomResizedCrop", (96, 64), min_scale=0.35, val_xtra=0.3)])
+@example(40, 30, [tfm("RandomResizedCrop", 224)])
+@example(1, 120, [tfm("Resize", 49)])
+@example(120, 1, [tfm("Resize", (49, 98), "pad")])
+def test_each_chain_of_item_transforms_gives_fastais_pixels(width, height, tfms):
     assert_as_fastai(noise(width, height), tfms)
 
 
 @pytest.mark.parametrize("pad", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("size", [(1, 900), (900, 1), (3, 1000), (1000, 3), (61, 64), (64, 61)], ids=str)
-def test_long_and_narrow_pictures_give_fastais_bytes(size, pad):
-    for tfm in (
-        Resize(48, "crop"),
-        Resize((48, 36), "pad", pad),
-        CropPad((40, 80), pad),
-        RandomResizedCrop(48),
+def test_long_and_narrow_pictures_give_fastais_pixels(size, pad):
+    for transform in (
+        tfm("Resize", 48, "crop"),
+        tfm("Resize", (48, 36), "pad", pad),
+        tfm("CropPad", (40, 80), pad),
+        tfm("RandomResizedCrop", 48),
     ):
-        assert_as_fastai(noise(*size), [tfm])
+        assert_as_fastai(noise(*size), [transform])
 
 
-def test_training_augmentation_leaves_no_step():
-    flip = Resize(32)
+def test_training_augmentation_becomes_no_step():
+    from fastai.vision.all import Pipeline
+
+    from pipeline import item_steps
+
+    flip, resize = tfm("Resize", 32).build(), tfm("Resize", (48, 64), "squish", resamples=(BOX, NEAREST))
     flip.split_idx = 0
-    assert item_steps(Pipeline([flip, Resize((48, 64), "squish", resamples=(BOX, NEAREST))])) == [
+    assert item_steps(Pipeline([flip, resize.build()])) == [
         {"op": "resize", "method": "squish", "size": [48, 64], "pad": "reflection", "resample": "BOX"}
     ]
 
 
-def test_a_picture_that_padding_would_blow_up_is_refused():
-    steps = item_steps(Pipeline([Resize(64, "pad")]))
+def test_a_picture_that_padding_makes_too_large_is_refused():
+    steps = steps_of(tfm("Resize", 64, "pad"))
     with pytest.raises(TooLargeError, match="long and narrow"):
         to_pixels(open_picture(encode(Image.new("1", (60_000, 1)))), steps)
 
@@ -110,7 +144,7 @@ def test_a_picture_that_padding_would_blow_up_is_refused():
 # --- how files are opened
 
 
-LYING = ["abc", "def"]  # how the file has it; below, how a viewer who obeys EXIF shows it
+STORED = ["abc", "def"]  # the rows in the file; below, how a viewer shows them by EXIF orientation
 UPRIGHT = {
     1: ["abc", "def"],
     2: ["cba", "fed"],
@@ -125,8 +159,8 @@ UPRIGHT = {
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation_turns_the_picture_upright(orientation, form):
-    letters = Image.fromarray(np.array([[ord(c) for c in row] for row in LYING], np.uint8)).convert("RGB")
+def test_exif_orientation_rotates_the_picture_upright(orientation, form):
+    letters = Image.fromarray(np.array([[ord(c) for c in row] for row in STORED], np.uint8)).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(letters, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
@@ -134,7 +168,7 @@ def test_exif_orientation_turns_the_picture_upright(orientation, form):
 
 
 def palette(transparency: object) -> bytes:
-    """Two pixels out of a palette."""
+    """Two pixels with a palette."""
     picture = Image.new("P", (2, 1))
     picture.putpalette([10, 20, 30, 40, 50, 60])
     picture.putpixel((1, 0), 1)
@@ -168,7 +202,7 @@ def test_an_animated_gif_is_its_first_frame():
     assert pixels(data)[0][0] == [0x10, 0x20, 0x30]
 
 
-def test_a_phones_mpo_is_its_first_picture():
+def test_an_mpo_file_is_its_first_picture():
     data = encode(
         Image.new("RGB", (8, 8), "white"), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]
     )
@@ -177,13 +211,13 @@ def test_a_phones_mpo_is_its_first_picture():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_serving_opens_files_as_training_does(tmp_path):
+def test_serving_opens_files_like_training(tmp_path):
     files = [path.read_bytes() for path in sorted(draw(tmp_path, 40).iterdir())]
     readable = 0
     for data in files:
         try:
             expected = np.asarray(upright(data))
-        except OSError:  # the one that is cut short
+        except OSError:  # the truncated one
             with pytest.raises(NotAPictureError):
                 pixels(data)
             continue
@@ -193,11 +227,11 @@ def test_serving_opens_files_as_training_does(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_photographs_give_fastais_bytes(pets):
+def test_photographs_give_fastais_pixels(pets):
     for path in pets[::8]:
-        pipeline = Pipeline([Resize(224)], split_idx=1)
-        actual = to_pixels(open_picture(path.read_bytes()), item_steps(pipeline))
-        np.testing.assert_array_equal(actual, np.asarray(pipeline(upright(path))))
+        resize = tfm("Resize", 224)
+        actual = to_pixels(open_picture(path.read_bytes()), steps_of(resize))
+        np.testing.assert_array_equal(actual, np.asarray(pipeline_of(resize)(upright(path))))
 
 
 # --- a JPEG at a fraction of its size
@@ -209,40 +243,40 @@ def photo(width: int, height: int, **options: object) -> bytes:
 
 
 @pytest.mark.parametrize(("side", "scale"), [(33, 8), (66, 4), (133, 2), (134, 1)])
-def test_the_fraction_leaves_three_times_the_size_wanted(side, scale, monkeypatch):
+def test_the_fraction_leaves_three_times_the_target_size(side, scale, monkeypatch):
     sizes = []
     monkeypatch.setattr("pixels.apply_step", lambda picture, step: sizes.append(picture.size) or picture)
-    to_pixels(open_picture(photo(1000, 800)), item_steps([Resize(side)]), draft=True)
+    to_pixels(open_picture(photo(1000, 800)), steps_of(tfm("Resize", side)), draft=True)
     assert sizes == [(1000 // scale, 800 // scale)]
 
 
-def test_a_fraction_of_a_large_jpeg_looks_the_same_whichever_way_up():
-    lying = Image.Exif()
-    lying[0x0112] = 6
-    for data in (photo(1000, 800), photo(1000, 800, exif=lying)):
+def test_a_fraction_of_a_large_jpeg_looks_the_same_in_any_orientation():
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    for data in (photo(1000, 800), photo(1000, 800, exif=rotated)):
         full, draft = (
-            to_pixels(open_picture(data), item_steps([Resize(64)]), draft) for draft in (False, True)
+            to_pixels(open_picture(data), steps_of(tfm("Resize", 64)), draft=draft) for draft in (False, True)
         )
         assert 0 < abs(full.astype(int) - draft).max() < 8
 
 
-@pytest.mark.parametrize("tfm", [CropPad(64), RandomCrop(64)])
-def test_what_is_cut_out_first_is_not_scaled(tfm):
-    data, steps = photo(1000, 800), item_steps([tfm])
+@pytest.mark.parametrize("name", ["CropPad", "RandomCrop"])
+def test_a_picture_that_is_cropped_first_is_not_scaled(name):
+    data, steps = photo(1000, 800), steps_of(tfm(name, 64))
     np.testing.assert_array_equal(
         to_pixels(open_picture(data), steps, draft=True), to_pixels(open_picture(data), steps)
     )
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_other_formats_have_no_fraction(form):
-    data, steps = encode(noise(400, 300), form), item_steps([Resize(16)])
+def test_other_formats_are_not_scaled(form):
+    data, steps = encode(noise(400, 300), form), steps_of(tfm("Resize", 16))
     np.testing.assert_array_equal(
         to_pixels(open_picture(data), steps, draft=True), to_pixels(open_picture(data), steps)
     )
 
 
-# --- what is refused
+# --- what it refuses
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -259,7 +293,7 @@ def test_a_truncated_file_is_refused(form):
     st.binary(max_size=64),
     st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]),
 )
-def test_bytes_that_are_no_picture_are_refused(data, magic):
+def test_bytes_that_are_not_a_picture_are_refused(data, magic):
     with pytest.raises(NotAPictureError):
         pixels(magic + data)
 
@@ -285,7 +319,7 @@ def test_more_than_fifty_megapixels_are_refused_by_the_header_alone():
 
 
 def gif_bomb() -> bytes:
-    """43 bytes: a frame of 65535 x 65535 that is to be disposed of, for which Pillow would reserve 4 GB."""
+    """43 bytes: a frame of 65535 x 65535 with a disposal method, for which Pillow would allocate 4 GB."""
     side = b"\xff\xff"
     return (
         b"GIF89a" + side * 2 + b"\x80\0\0" + b"\0" * 6 + b"!\xf9\x04\x08\0\0\0\0"
@@ -294,13 +328,13 @@ def gif_bomb() -> bytes:
 
 
 def bmp_bomb() -> bytes:
-    """Two rows of 25 million run-length pixels, whose decoder reserves memory for any row it is told."""
+    """Two rows of 25 million run-length pixels: the decoder allocates rows of any length."""
     header = struct.pack("<IiiHHIIiiII", 40, 25_000_000, 2, 1, 8, 1, 0, 0, 0, 256, 0)
     return b"BM" + struct.pack("<IHHI", 1082, 0, 0, 1078) + header + bytes(1024) + b"\0\x02\0\xff"
 
 
 def tiff_bomb() -> bytes:
-    """8 x 8 grey pixels, said to lie in tiles of 20000 x 20000."""
+    """8 x 8 grey pixels in tiles of 20000 x 20000, according to the header."""
     size, tile = [(256, 8), (257, 8)], [(322, 20_000), (323, 20_000)]
     grey = [(258, 8), (259, 1), (262, 1), (277, 1)]
     tags = sorted([*size, *grey, *tile, (324, 200), (325, 64)])
@@ -309,7 +343,7 @@ def tiff_bomb() -> bytes:
 
 
 def jpeg_bomb() -> bytes:
-    """A progressive JPEG that draws its last scan 300 times."""
+    """A progressive JPEG that repeats its last scan 300 times."""
     out = io.BytesIO()
     Image.new("L", (64, 64)).save(out, "JPEG", progressive=True)
     data = out.getvalue()
@@ -318,12 +352,12 @@ def jpeg_bomb() -> bytes:
 
 
 @pytest.mark.parametrize("bomb", [gif_bomb, bmp_bomb, tiff_bomb, jpeg_bomb])
-def test_a_small_file_that_would_take_gigabytes_or_hours_is_refused(bomb):
+def test_a_small_file_that_needs_gigabytes_or_hours_is_refused(bomb):
     with pytest.raises(TooLargeError):
         open_picture(bomb())
 
 
-def test_a_picture_with_a_damaged_exif_block_is_taken_as_it_lies():
+def test_a_picture_with_damaged_exif_is_not_rotated():
     out = io.BytesIO()
     picture = Image.effect_noise((30, 20), 60).convert("RGB")
     picture.save(out, "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff broken")
