@@ -26,6 +26,7 @@ MEASURE = Path(__file__).with_name("measure.py")
 HOST = "127.0.0.1"
 START_SECONDS = 180
 STOP_SECONDS = 35  # SageMaker sends SIGTERM, and SIGKILL 30 s later
+KILL_SECONDS = 10  # SIGKILL takes effect at once, unless a process hangs in the kernel
 SAMPLE_SECONDS = 0.5  # between two readings of the memory: each takes some milliseconds per process
 MEMORY = "PSS" if sys.platform == "linux" else "RSS"  # other systems do not tell how pages are shared
 
@@ -86,8 +87,6 @@ def running(
         yield Running(process, start, log)
     finally:
         stop_session(process)
-        if process.stdout:
-            process.stdout.close()
 
 
 def stop_session(process: subprocess.Popen) -> None:
@@ -101,10 +100,15 @@ def stop_session(process: subprocess.Popen) -> None:
             process.wait(STOP_SECONDS)
     finally:
         with signals_ignored():
-            for member in session(process.pid):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    member.kill()
+            deadline = time.monotonic() + KILL_SECONDS
+            while (members := session(process.pid)) and time.monotonic() < deadline:
+                for member in members:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        member.kill()
+                time.sleep(0.01)  # until they are gone: none may disturb the next measurement
             process.wait()
+            if process.stdout:
+                process.stdout.close()
 
 
 @contextmanager
@@ -123,12 +127,12 @@ def signals_ignored() -> Iterator[None]:
 
 
 def session(leader: int) -> list[psutil.Process]:
-    """The processes in a session."""
+    """The processes in a session, without zombies: those stay where the container's init reaps nothing."""
     members = []
     for pid in psutil.pids():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-            if os.getsid(pid) == leader:
-                members.append(psutil.Process(pid))
+            if os.getsid(pid) == leader and (member := psutil.Process(pid)).status() != psutil.STATUS_ZOMBIE:
+                members.append(member)
     return members
 
 

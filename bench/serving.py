@@ -134,8 +134,9 @@ def compare(args: argparse.Namespace) -> dict:
 
 def set_up(args: argparse.Namespace, out: Path) -> tuple[Setup, dict[str, Any]]:
     """Make everything that the rounds need; returns it, and facts for the report."""
+    given = prepare.check_training_folder(args.train) if args.train else None  # first: it fails at once
     photo, large, photo_description, large_description = prepare.write_photos(args.photo, out)
-    folder = prepare.check_training_folder(args.train) if args.train else prepare.train_stand_in(out)
+    folder = given or prepare.train_stand_in(out)
     models = {"guide": prepare.package_guide(folder, out)}
     models |= {way: prepare.package(folder, way, out) for way in report.WAYS}
     torchserve = "torchserve" in args.stacks and servers.has_java()
