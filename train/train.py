@@ -53,10 +53,7 @@ def splitter(folder: Path, args: argparse.Namespace) -> Callable:
 
 
 def dataloaders(items: list, folder: Path, arch: Arch, args: argparse.Namespace) -> DataLoaders:
-    """Return fastai's ImageDataLoaders for (path, label) or, multi-label, (path, [label, ...]) pairs.
-
-    Raises UsageError if there are too few pictures.
-    """
+    """Return ImageDataLoaders of (path, label) or (path, [label, ...]) pairs. UsageError if too few."""
     from fastai.vision.all import (
         CategoryBlock,
         DataBlock,

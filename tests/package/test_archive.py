@@ -160,9 +160,9 @@ def test_a_file_that_changes_meanwhile_is_an_error(model, tmp_path, capsys, monk
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("place", ["file/model.tar.gz", "folder"], ids=["below a file", "a folder"])
-def test_a_path_that_cannot_be_written_is_an_error(model, tmp_path, capsys, place):
+@pytest.mark.parametrize("name", ["file/model.tar.gz", "folder"], ids=["below a file", "a folder"])
+def test_a_path_that_cannot_be_written_is_an_error(model, tmp_path, capsys, name):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "something").touch()
-    assert f"{tmp_path / place} was not written: " in rejected(capsys, model, tmp_path / place, code=3)
+    assert f"{tmp_path / name} was not written: " in rejected(capsys, model, tmp_path / name, code=3)

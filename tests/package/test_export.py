@@ -1,4 +1,4 @@
-"""package/export.py: Learners become packages that answer as learn.predict does, or are refused in words."""
+"""package/export.py: Learners become packages that answer as learn.predict does, or are rejected."""
 
 import csv
 import importlib
@@ -6,21 +6,21 @@ import json
 import os
 import pickle
 import re
-import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from learners import KINDS, UPRIGHT, content, edited, kind, loaders, network, package, rejected, save, spec
 from PIL import Image
 
-import export
 import inference
-import results
-import sample
+import reporting
+import synthetic_pets
 import train
 from pictures import upright
 from support import ROOT
@@ -29,15 +29,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch
     from fastai.vision.all import (
-        AdaptiveConcatPool2d,
         BCEWithLogitsLossFlat,
         CategoryBlock,
         CropPad,
         CrossEntropyLossFlat,
-        DataBlock,
         FocalLossFlat,
         ImageBlock,
-        IntToFloatTensor,
         LabelSmoothingCrossEntropy,
         LabelSmoothingCrossEntropyFlat,
         Learner,
@@ -45,24 +42,19 @@ with warnings.catch_warnings():
         MultiCategoryBlock,
         Normalize,
         RandomResizedCrop,
-        RandomSplitter,
         RegressionBlock,
         Resize,
         TensorImage,
         Transform,
-        TransformBlock,
         aug_transforms,
         imagenet_stats,
         vision_learner,
     )
     from torch import nn
 
-UPRIGHT = TransformBlock(type_tfms=upright, batch_tfms=IntToFloatTensor)
-KINDS = CategoryBlock(list(sample.PETS))
-
 
 class Sharpen(Transform):
-    """A batch transform that nobody knows."""
+    """An unknown batch transform."""
 
     order = 35
 
@@ -71,11 +63,11 @@ class Sharpen(Transform):
 
 
 class Mystery(Transform):
-    """An item transform that nobody knows."""
+    """An unknown item transform."""
 
 
-class Rigid(nn.Module):
-    """A model for two pictures at a time."""
+class FixedBatch(nn.Module):
+    """A model that takes only two pictures at a time."""
 
     def __init__(self):
         super().__init__()
@@ -85,12 +77,7 @@ class Rigid(nn.Module):
         return self.head(x.mean((2, 3)).reshape(2, 3))
 
 
-def kind(path: Path) -> str:
-    """Cat, Dog, Owl or Rabbit."""
-    return path.name.partition("_")[0]
-
-
-def kinds(path: Path):  # no list[str]: fastai would take it for a conversion
+def kinds(path: Path):  # not annotated with list[str]: fastai would use that as a conversion
     """The same as several labels."""
     return [kind(path)]
 
@@ -103,88 +90,37 @@ def orientation(path: Path) -> int:
 
 def number(path: Path) -> int:
     """0, 1, 2 or 3."""
-    return list(sample.PETS).index(kind(path))
+    return list(synthetic_pets.PETS).index(kind(path))
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> list[Path]:
-    """Sixteen pictures of all sizes, modes and orientations."""
-    folder = sample.draw(tmp_path_factory.mktemp("photos"), 16)
+    """Sixteen pictures of various sizes, modes and orientations."""
+    folder = synthetic_pets.draw(tmp_path_factory.mktemp("photos"), 16)
     return sorted(path for path in folder.iterdir() if not path.stem.endswith("_16"))
 
 
-def network(outputs: int = 4, inputs: int = 3) -> nn.Module:
-    """The smallest classifier with fastai's pooling."""
-    torch.manual_seed(0)
-    pool = [AdaptiveConcatPool2d(), nn.Flatten()]
-    return nn.Sequential(
-        nn.Conv2d(inputs, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), *pool, nn.Linear(16, outputs)
-    )
-
-
-def loaders(photos, blocks=(UPRIGHT, KINDS), get_y=kind, item_tfms=Resize(32), batch_tfms=None):  # noqa: B008
-    """DataLoaders as train.py's."""
-    block = DataBlock(
-        blocks, get_y=get_y, splitter=RandomSplitter(0.5, 1), item_tfms=item_tfms, batch_tfms=batch_tfms
-    )
-    return block.dataloaders(photos, bs=4, num_workers=0)
-
-
-def finish(folder: Path, learn: Learner, photos: list[Path]) -> Path:
-    """Leave in `folder` what train.py leaves."""
-    (folder / "pictures").mkdir(parents=True)
-    learn.export(folder / "export.pkl")
-    for photo in photos:
-        shutil.copyfile(photo, folder / "pictures" / photo.name)
-    entries = [{"file": f"pictures/{photo.name}"} for photo in photos]
-    (folder / "validation.json").write_text(json.dumps(entries))
-    (folder / "metrics.json").write_text(json.dumps({"error_rate": 0.5, "versions": results.versions()}))
-    return folder
+@pytest.fixture
+def packaged(tmp_path, photos):
+    """A function that packages a Learner and returns the content of model.json."""
+    return lambda learn: spec(package(save(tmp_path / "train", learn, photos), tmp_path / "model"))
 
 
 @pytest.fixture
-def package(tmp_path, photos, capsys):
-    """A function that exports a Learner, insists on the exit code and returns the folder or the sentence."""
+def refusal(tmp_path, photos, capsys):
+    """A function that expects export.py to reject a Learner and returns its message."""
 
-    def package(learn: Learner, code: int = 0, photos: list[Path] = photos) -> Path | str:
-        done = finish(tmp_path / "train", learn, photos)
-        return call(capsys, done, tmp_path / "model", code=code)
+    def refusal(learn: Learner, code: int, pictures: list[Path] = photos) -> str:
+        train = save(tmp_path / "train", learn, pictures)
+        return rejected(capsys, train, tmp_path / "model", code=code)
 
-    return package
-
-
-def call(capsys, done: Path, out: Path, *words: object, code: int = 0) -> Path | str:
-    """export.main in this process; it leaves nothing behind, and a refusal is one sentence."""
-    capsys.readouterr()
-    assert export.main(["--train", str(done), "--out", str(out), *map(str, words)]) == code
-    said = capsys.readouterr().err
-    assert not list(out.parent.glob(f".{out.name}-*"))
-    assert sys.modules["inference"] is inference
-    assert not any(f".{out.name}-" in place for place in sys.path)
-    if code == 0:
-        assert not (out / "code" / "__pycache__").exists()
-        return out
-    assert said.startswith("error: ")
-    assert said.endswith("\n")
-    assert said.count("\n") == 1
-    return said
+    return refusal
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """All the files below a folder, but for what Python puts there when it serves them."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+# --- the project that all tests share
 
 
-def spec(folder: Path) -> dict:
-    """model.json."""
-    return json.loads((folder / "model.json").read_text())
-
-
-# --- the project of all tests
-
-
-def test_the_package_says_all_that_serving_needs(project):
+def test_model_json_has_all_that_serving_needs(project):
     facts = spec(project / "model")
     assert facts["labels"] == ["Cat", "Dog", "Owl", "Rabbit"]
     assert (facts["task"], facts["threshold"]) == ("single", None)
@@ -198,19 +134,19 @@ def test_the_package_says_all_that_serving_needs(project):
     assert facts["parity"]["max_difference"] < 1e-4
 
 
-def test_the_graph_is_sound_and_silent_about_this_machine(project):
+def test_the_graph_is_valid_and_has_no_paths_of_this_machine(project):
     onnx.checker.check_model(project / "model" / "model.onnx", full_check=True)
     graph = (project / "model" / "model.onnx").read_bytes()
-    for place in (ROOT, project, sys.prefix, "site-packages", "pipeline.py", os.path.expanduser("~/")):
-        assert str(place).encode() not in graph
+    for path in (ROOT, project, sys.prefix, "site-packages", "pipeline.py", os.path.expanduser("~/")):
+        assert str(path).encode() not in graph
 
 
-def test_exporting_again_writes_the_same_bytes(project, tmp_path, capsys):
-    again = call(capsys, project / "train", tmp_path / "model")
+def test_exporting_again_writes_the_same_bytes(project, tmp_path):
+    again = package(project / "train", tmp_path / "model")
     assert content(again) == content(project / "model")
 
 
-def test_any_number_of_pictures_at_once_gives_the_same_rows(project):
+def test_any_batch_size_gives_the_same_rows(project):
     session = onnxruntime.InferenceSession(project / "model" / "model.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 48, 3), np.uint8)
     rows = session.run(None, {"pictures": pixels})[0]
@@ -237,55 +173,40 @@ def test_any_number_of_pictures_at_once_gives_the_same_rows(project):
     ],
     ids=["padded, then resized in the batch", "random crop, own statistics", "cropped, then squished"],
 )
-def test_the_learners_transforms_are_repeated(photos, package, item_tfms, batch_tfms):
+def test_the_learners_transforms_are_repeated(photos, packaged, item_tfms, batch_tfms):
     dls = loaders(photos, item_tfms=item_tfms, batch_tfms=batch_tfms)
-    assert (
-        spec(package(Learner(dls, network(), loss_func=CrossEntropyLossFlat())))["parity"]["pictures"] == 16
-    )
+    assert packaged(Learner(dls, network(), loss_func=CrossEntropyLossFlat()))["parity"]["pictures"] == 16
 
 
 @pytest.mark.parametrize("loss", [LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat, FocalLossFlat])
-def test_fastais_losses_for_one_label_are_known(photos, package, loss):
-    facts = spec(package(Learner(loaders(photos), network(), loss_func=loss())))
+def test_fastais_losses_for_one_label_are_known(photos, packaged, loss):
+    facts = packaged(Learner(loaders(photos), network(), loss_func=loss()))
     assert (facts["task"], facts["threshold"]) == ("single", None)
 
 
 @pytest.mark.parametrize("arch", ["test_resnet", "squeezenet1_0"], ids=["timm", "torchvision"])
-def test_other_architectures_agree(photos, package, arch):
+def test_other_architectures_agree(photos, packaged, arch):
     learn = vision_learner(loaders(photos), train.find_arch(arch), pretrained=False)
-    assert spec(package(learn))["parity"]["max_difference"] < 1e-4
+    assert packaged(learn)["parity"]["max_difference"] < 1e-4
 
 
-def test_labels_may_be_numbers(photos, package):
-    facts = spec(
-        package(
-            Learner(
-                loaders(photos, (UPRIGHT, CategoryBlock([0, 1, 2, 3])), get_y=number),
-                network(),
-                loss_func=CrossEntropyLossFlat(),
-            )
-        )
-    )
+def test_labels_may_be_numbers(photos, packaged):
+    dls = loaders(photos, (UPRIGHT, CategoryBlock([0, 1, 2, 3])), get_y=number)
+    facts = packaged(Learner(dls, network(), loss_func=CrossEntropyLossFlat()))
     assert facts["labels"] == ["0", "1", "2", "3"]
 
 
-def test_several_labels_a_picture_go_the_whole_road(photos, tmp_path, capsys):
+def test_several_labels_per_picture_from_training_to_answer(photos, tmp_path):
     labels = tmp_path / "labels.csv"
     with labels.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["name", "labels"])
         table.writerows([photo.name, f"{kind(photo)} {photo.suffix[1:]}"] for photo in photos)
-    words = {
-        "data": photos[0].parent,
-        "labels": labels,
-        "arch": "test_resnet",
-        "size": 32,
-        "bs": 4,
-        "frozen": 0,
-    }
-    words |= {"unfrozen": 1, "weights": "none", "workers": 0, "valid": 0.5, "out": tmp_path / "train"}
-    assert train.main([str(word) for key, value in words.items() for word in (f"--{key}", value)]) == 0
-    model = inference.model_fn(call(capsys, tmp_path / "train", tmp_path / "model"))
+    options = {"data": photos[0].parent, "labels": labels, "arch": "test_resnet", "size": 32, "bs": 4}
+    options |= {"frozen": 0, "unfrozen": 1, "weights": "none", "workers": 0, "valid": 0.5}
+    options |= {"out": tmp_path / "train"}
+    assert train.main([str(word) for key, value in options.items() for word in (f"--{key}", value)]) == 0
+    model = inference.model_fn(package(tmp_path / "train", tmp_path / "model"))
     assert (spec(tmp_path / "model")["task"], model.threshold) == ("multi", 0.5)
     for entry in json.loads((tmp_path / "train" / "validation.json").read_text()):
         body = (tmp_path / "train" / entry["file"]).read_bytes()
@@ -294,10 +215,10 @@ def test_several_labels_a_picture_go_the_whole_road(photos, tmp_path, capsys):
         assert answer["confidence"] == pytest.approx(entry["confidence"], abs=1e-3)
 
 
-def test_the_learners_own_threshold_is_kept(photos, package):
-    dls = loaders(photos, (UPRIGHT, MultiCategoryBlock(vocab=list(sample.PETS))), get_y=kinds)
+def test_the_learners_threshold_is_kept(photos, packaged):
+    dls = loaders(photos, (UPRIGHT, MultiCategoryBlock(vocab=list(synthetic_pets.PETS))), get_y=kinds)
     learn = Learner(dls, network(), loss_func=BCEWithLogitsLossFlat(thresh=0.3))
-    assert spec(package(learn))["threshold"] == 0.3
+    assert packaged(learn)["threshold"] == 0.3
 
 
 # --- the parity gate
@@ -305,145 +226,141 @@ def test_the_learners_own_threshold_is_kept(photos, package):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, photos) -> Path:
-    """A finished training."""
+    """What train.py would have written for a small network."""
     learn = Learner(loaders(photos), network(), loss_func=CrossEntropyLossFlat())
-    return finish(tmp_path_factory.mktemp("build") / "train", learn, photos)
+    return save(tmp_path_factory.mktemp("build") / "train", learn, photos)
 
 
-def tampered(folder: Path, file: str, old: str, new: str) -> Path:
-    """A copy of serve/ with another line in it."""
-    shutil.copytree(ROOT / "serve", folder)
-    code = (folder / file).read_text()
-    assert code.count(old) == 1
-    (folder / file).write_text(code.replace(old, new))
-    return folder
-
-
-def test_handlers_that_resize_otherwise_stop_the_export(trained, tmp_path, capsys):
-    before = content(call(capsys, trained, tmp_path / "model"))
-    code = tampered(
+def test_handlers_that_resize_differently_stop_the_export(trained, tmp_path, capsys):
+    before = content(package(trained, tmp_path / "model"))
+    code = edited(
         tmp_path / "code", "pixels.py", 'Image.Resampling[step["resample"]]', "Image.Resampling.NEAREST"
     )
-    said = call(capsys, trained, tmp_path / "model", "--code", code, code=1)
+    message = rejected(capsys, trained, tmp_path / "model", "--code", code, code=1)
     assert re.search(
-        r"pictures/\S+: learn.predict gives \w+ 0\.\d{4}, but the handlers 0\.\d{4}; nothing", said
+        r"pictures/\S+: learn.predict gives \w+ 0\.\d{4}, but the handlers 0\.\d{4}; nothing", message
     )
     assert content(tmp_path / "model") == before
 
 
-def test_the_worst_picture_is_named(trained, photos, tmp_path, capsys):
+def test_the_picture_with_the_largest_difference_is_named(trained, photos, tmp_path, capsys):
     old, size = "rgb = apply_step(rgb, step)", upright(photos[5]).size
     new = f"rgb = apply_step(ImageOps.invert(rgb) if rgb.size == {size} else rgb, step)"
-    code = tampered(tmp_path / "code", "pixels.py", old, new)
-    assert photos[5].name in call(capsys, trained, tmp_path / "model", "--code", code, code=1)
+    code = edited(tmp_path / "code", "pixels.py", old, new)
+    assert photos[5].name in rejected(capsys, trained, tmp_path / "model", "--code", code, code=1)
 
 
-def test_handlers_that_answer_no_number_stop_the_export(trained, tmp_path, capsys):
-    code = tampered(
+def test_handlers_that_answer_nan_stop_the_export(trained, tmp_path, capsys):
+    code = edited(
         tmp_path / "code", "inference.py", "probabilities[good] = ", "probabilities[good] = np.nan * "
     )
-    assert "the handlers nan" in call(capsys, trained, tmp_path / "model", "--code", code, code=1)
+    assert "the handlers nan" in rejected(capsys, trained, tmp_path / "model", "--code", code, code=1)
     assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # fastai's open files
-def test_a_learner_that_ignores_exif_is_caught(photos, package):
+def test_a_learner_that_ignores_exif_is_rejected(photos, refusal):
     learn = Learner(loaders(photos, (ImageBlock, KINDS)), network(), loss_func=CrossEntropyLossFlat())
     turned = [photo for photo in photos if orientation(photo) > 1]
     assert turned
-    said = package(learn, code=1)
-    assert any(photo.name in said for photo in turned)
+    message = refusal(learn, code=1)
+    assert any(photo.name in message for photo in turned)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # fastai's open files
-def test_a_picture_that_the_handlers_refuse_is_named(photos, package, tmp_path):
+def test_a_picture_that_the_handlers_reject_is_named(photos, refusal, tmp_path):
     odd = tmp_path / "odd.ppm"
     Image.new("RGB", (40, 40)).save(odd)
     learn = Learner(loaders(photos, (ImageBlock, KINDS)), network(), loss_func=CrossEntropyLossFlat())
-    said = package(learn, code=1, photos=[photos[0], odd])
-    assert "odd.ppm, but the handlers do not (this is not a picture that can be read" in said
+    message = refusal(learn, code=1, pictures=[photos[0], odd])
+    assert "odd.ppm, but the handlers do not (this is not a picture that can be read" in message
 
 
-# --- what cannot be packaged
+# --- Learners that cannot be packaged
 
 
-def test_an_unknown_batch_transform_is_named(photos, package):
+def test_an_unknown_batch_transform_is_named(photos, refusal):
     dls = loaders(photos, batch_tfms=[Sharpen()])
-    said = package(Learner(dls, network(), loss_func=CrossEntropyLossFlat()), code=2)
-    assert "the transform Sharpen acts at validation" in said
+    message = refusal(Learner(dls, network(), loss_func=CrossEntropyLossFlat()), code=2)
+    assert "the transform Sharpen acts at validation" in message
 
 
-def test_an_unknown_item_transform_is_named(photos, package):
+def test_an_unknown_item_transform_is_named(photos, refusal):
     dls = loaders(photos, item_tfms=[Resize(32), Mystery()])
-    said = package(Learner(dls, network(), loss_func=CrossEntropyLossFlat()), code=2)
-    assert "the transform Mystery acts at validation" in said
+    message = refusal(Learner(dls, network(), loss_func=CrossEntropyLossFlat()), code=2)
+    assert "the transform Mystery acts at validation" in message
 
 
-def test_a_learner_without_resize_is_refused(photos, package):
+def test_a_learner_without_resize_is_rejected(photos, refusal):
     dls = loaders(photos, item_tfms=[])
-    said = package(Learner(dls, network(), loss_func=CrossEntropyLossFlat()), code=2)
-    assert "does not resize its pictures: give it item_tfms=Resize(...)" in said
+    message = refusal(Learner(dls, network(), loss_func=CrossEntropyLossFlat()), code=2)
+    assert "does not resize its pictures: give it item_tfms=Resize(...)" in message
 
 
-def test_a_regression_is_refused(photos, package):
+def test_a_regression_is_rejected(photos, refusal):
     dls = loaders(photos, (UPRIGHT, RegressionBlock), get_y=number)
-    assert "the Learner has no labels" in package(Learner(dls, network(1), loss_func=MSELossFlat()), code=2)
+    assert "the Learner has no labels" in refusal(Learner(dls, network(1), loss_func=MSELossFlat()), code=2)
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), MSELossFlat()], ids=["torch's", "of numbers"])
-def test_a_loss_that_names_no_label_is_refused(photos, package, loss):
-    said = package(Learner(loaders(photos), network(), loss_func=loss), code=2)
-    assert f"the loss {type(loss).__name__} does not say which label wins" in said
+def test_a_loss_without_a_winning_label_is_rejected(photos, refusal, loss):
+    message = refusal(Learner(loaders(photos), network(), loss_func=loss), code=2)
+    assert f"the loss {type(loss).__name__} does not define which label wins" in message
 
 
 @pytest.mark.parametrize(
-    ("model", "sentence"),
+    ("model", "message"),
     [
-        (network(outputs=5), "answers two pictures with (2, 5) numbers, not with one for each of 4 labels"),
+        (
+            network(outputs=5),
+            "output for two pictures has the shape (2, 5), not one number for each of 4 labels",
+        ),
         (network(inputs=1), "the model does not take RGB pictures of 32 x 32 pixels"),
-        (Rigid(), "the model fixes how many pictures it takes at once"),
+        (FixedBatch(), "the model has a fixed batch size"),
         (
             nn.Sequential(nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(12, 4)),
             "torch cannot write the model as ONNX: Error when translating node %adaptive_max_pool2d",
         ),
     ],
-    ids=["another number of labels", "grey pictures", "a fixed batch", "an operator without translation"],
+    ids=["another number of labels", "grey pictures", "a fixed batch", "an operator that ONNX lacks"],
 )
-def test_a_model_that_does_not_fit_is_refused(photos, package, model, sentence):
-    assert sentence in package(Learner(loaders(photos), model, loss_func=CrossEntropyLossFlat()), code=2)
+def test_a_model_that_does_not_fit_is_rejected(photos, refusal, model, message):
+    assert message in refusal(Learner(loaders(photos), model, loss_func=CrossEntropyLossFlat()), code=2)
 
 
 @pytest.fixture
-def mine(photos, tmp_path, monkeypatch) -> Path:
-    """A finished training whose Learner has a transform out of the user's own module, imported no more."""
+def user_module(photos, tmp_path, monkeypatch) -> Iterator[Path]:
+    """A folder with train/, whose Learner has a transform of a user's module that is gone."""
     (tmp_path / "mine.py").write_text(
         "from fastai.vision.all import Transform\nclass Mine(Transform): split_idx = 0\n"
     )
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path)
         dls = loaders(photos, item_tfms=[Resize(32), importlib.import_module("mine").Mine()])
-        finish(tmp_path / "train", Learner(dls, network(), loss_func=CrossEntropyLossFlat()), photos)
+        save(tmp_path / "train", Learner(dls, network(), loss_func=CrossEntropyLossFlat()), photos)
     yield tmp_path
     sys.modules.pop("mine", None)
 
 
-def test_a_module_that_is_missing_is_named(mine, capsys):
+def test_a_module_that_is_missing_is_named(user_module, capsys):
     del sys.modules["mine"]
-    said = call(capsys, mine / "train", mine / "model", code=2)
-    assert "export.pkl needs the module mine, which is not here: put its folder on PYTHONPATH" in said
+    message = rejected(capsys, user_module / "train", user_module / "model", code=2)
+    assert "export.pkl needs the module mine, which was not found: put its folder on PYTHONPATH" in message
 
 
-def test_a_class_that_is_missing_is_named(mine, capsys):
+def test_a_class_that_is_missing_is_named(user_module, capsys):
     del sys.modules["mine"].Mine
-    assert "Can't get attribute 'Mine'" in call(capsys, mine / "train", mine / "model", code=2)
+    assert "Can't get attribute 'Mine'" in rejected(
+        capsys, user_module / "train", user_module / "model", code=2
+    )
 
 
 @pytest.fixture
 def bare(tmp_path) -> Path:
-    """A training folder whose export.pkl nobody has opened yet."""
+    """A training folder with an empty export.pkl."""
     folder = tmp_path / "train"
     (folder / "pictures").mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"versions": results.versions()}))
+    (folder / "metrics.json").write_text(json.dumps({"versions": reporting.versions()}))
     (folder / "validation.json").write_text(json.dumps([{"file": "pictures/a.jpg"}]))
     (folder / "pictures" / "a.jpg").touch()
     (folder / "export.pkl").touch()
@@ -453,56 +370,66 @@ def bare(tmp_path) -> Path:
 @pytest.mark.parametrize("name", ["metrics.json", "validation.json", "export.pkl", "pictures/a.jpg"])
 def test_a_missing_file_is_named(bare, tmp_path, capsys, name):
     (bare / name).unlink()
-    said = call(capsys, bare, tmp_path / "model", code=2)
-    assert name in said
-    assert "run `invoke train`" in said
+    message = rejected(capsys, bare, tmp_path / "model", code=2)
+    assert name in message
+    assert "run `invoke train`" in message
 
 
-def test_a_training_without_validation_pictures_is_refused(bare, tmp_path, capsys):
+def test_a_training_without_validation_pictures_is_rejected(bare, tmp_path, capsys):
     (bare / "validation.json").write_text("[]")
-    assert "lacks every validation picture" in call(capsys, bare, tmp_path / "model", code=2)
+    assert "lacks every validation picture" in rejected(capsys, bare, tmp_path / "model", code=2)
 
 
 @pytest.mark.parametrize("name", ["python", "fastai", "torch"])
 def test_a_pickle_of_another_version_is_not_opened(bare, tmp_path, capsys, name):
-    versions = results.versions() | {name: "1.2.3"}
+    versions = reporting.versions() | {name: "1.2.3"}
     (bare / "metrics.json").write_text(json.dumps({"versions": versions}))
-    said = call(capsys, bare, tmp_path / "model", code=2)
-    assert f"export.pkl was written with {name} 1.2.3, and here is {name} {results.versions()[name]}" in said
-    assert "run `invoke train` here, or `invoke package` in the environment that trained" in said
+    message = rejected(capsys, bare, tmp_path / "model", code=2)
+    assert (
+        f"export.pkl was written with {name} 1.2.3, and here is {name} {reporting.versions()[name]}"
+        in message
+    )
+    assert "run `invoke train` here, or `invoke package` in the environment that trained" in message
 
 
 def test_a_pickle_of_unknown_version_is_not_opened(bare, tmp_path, capsys):
     (bare / "metrics.json").write_text("{}")
-    assert "torch of unknown version" in call(capsys, bare, tmp_path / "model", code=2)
+    assert "torch of unknown version" in rejected(capsys, bare, tmp_path / "model", code=2)
 
 
 class Bomb:
-    """What a hostile pickle does."""
+    """A pickle that raises when it is loaded."""
 
     def __reduce__(self):
         return divmod, (1, 0)
 
 
 @pytest.mark.parametrize("what", [b"", b"no pickle", pickle.dumps("text"), {"weights": 1}, Bomb()], ids=repr)
-def test_a_file_that_is_no_learner_is_refused(bare, tmp_path, capsys, what):
+def test_a_file_that_is_not_a_learner_is_rejected(bare, tmp_path, capsys, what):
     if isinstance(what, bytes):
         (bare / "export.pkl").write_bytes(what)
     else:
         torch.save(what, bare / "export.pkl")
-    said = call(capsys, bare, tmp_path / "model", code=2)
-    assert re.search(r"export\.pkl cannot be loaded: .+; run `invoke train` again", said)
+    message = rejected(capsys, bare, tmp_path / "model", code=2)
+    assert re.search(r"export\.pkl cannot be loaded: .+; run `invoke train` again", message)
 
 
-# --- where it goes
+# --- the output folder, and the environment
 
 
-def test_a_folder_of_something_else_is_left_alone(project, tmp_path, capsys):
+def test_a_folder_with_other_files_is_left_alone(trained, tmp_path, capsys):
     (tmp_path / "thesis.txt").touch()
-    assert "holds something else than a model" in call(capsys, project / "train", tmp_path, code=2)
+    assert "holds something else than a model" in rejected(capsys, trained, tmp_path, code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_place_that_cannot_be_written_is_a_sentence(project, tmp_path, capsys):
+def test_a_path_that_cannot_be_written_is_an_error(trained, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert "was not written" in call(capsys, project / "train", tmp_path / "file" / "model", code=3)
+    assert "was not written" in rejected(capsys, trained, tmp_path / "file" / "model", code=3)
+
+
+def test_an_unknown_mode_in_serve_modes_is_an_error(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SERVE_MODES", "fp32 fp8")
+    message = rejected(capsys, trained, tmp_path / "model", code=2)
+    assert message == "error: SERVE_MODES may name fp32, bf16 and int8, not 'fp8': correct or unset it\n"
+    assert not (tmp_path / "model").exists()

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 
 from support import run, serving
 
+pytestmark = pytest.mark.xdist_group("ray")  # one worker, alone with Ray: the fixtures take a minute
+
 TWELVE_MEGAPIXELS = 4000, 3000
 LARGE = 12  # of the photographs: enlarging them all would take minutes
 

@@ -1,4 +1,7 @@
-"""package/precision.py: what is quicker than fp32 is used where it keeps the answers, and nowhere else."""
+"""package/precision.py: faster arithmetic than fp32 is used where accuracy is kept, and only there.
+
+SERVE_MODES sets which arithmetic the processor supports, so that all of this is tested on any processor.
+"""
 
 import io
 import json
@@ -10,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from learners import UPRIGHT, content, edit, edited, kind, package, save, spec
 from PIL import Image
-from test_export import call, content, finish, spec, tampered
 
 import archive
-import engine
 import export
 import inference
-import large
+import large_pictures
 import precision
 import predictor
 from precision import gate, margins
@@ -31,28 +33,24 @@ with warnings.catch_warnings():
         CategoryBlock,
         CrossEntropyLossFlat,
         DataBlock,
-        IntToFloatTensor,
         Learner,
         MultiCategoryBlock,
         RandomSplitter,
         Resize,
-        TransformBlock,
     )
     from torch import nn
 
-    from pictures import upright
+pytestmark = pytest.mark.xdist_group("precision")  # one worker: the fixtures below take seconds
 
-PIXELS = TransformBlock(type_tfms=upright, batch_tfms=IntToFloatTensor)
 SHADES = {"Black": 30, "Dark": 95, "Light": 160, "White": 225}
-BF16 = pytest.mark.skipif(not engine.can("bf16"), reason="this chip has no bf16")
-INT8 = pytest.mark.skipif(not engine.can("int8"), reason="this chip has no int8")
+ALL_MODES = "fp32 bf16 int8"
 
 
 # --- the gate
 
 
 def answers(right: int, wrong: int, margin: float = 0.9) -> np.ndarray:
-    """Probabilities of two labels for pictures whose label is the first: so many right, the others wrong."""
+    """Probabilities of two labels, (right + wrong, 2), for pictures whose label is the first."""
     row = np.array([0.5 + margin / 2, 0.5 - margin / 2])
     return np.array([row] * right + [row[::-1]] * wrong)
 
@@ -64,45 +62,45 @@ def truth(count: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("count", "lost", "passed"), [(200, 1, True), (199, 1, False), (200, 2, False), (400, 2, True)]
 )
-def test_the_gate_lets_half_a_point_of_accuracy_pass_and_no_more(count, lost, passed):
+def test_the_gate_allows_half_a_point_of_accuracy(count, lost, passed):
     verdict = gate(answers(count, 0, 0.1), answers(count - lost, lost, 0.1), truth(count), None)
     assert verdict["reason"].startswith("nothing to compare" if passed else "accuracy ")
-    sure = gate(answers(count, 0), answers(count - lost, lost), truth(count), None)
-    assert sure["passed"] is passed
-    assert sure["accuracy"] == (count - lost) / count
+    confident = gate(answers(count, 0), answers(count - lost, lost), truth(count), None)
+    assert confident["passed"] is passed
+    assert confident["accuracy"] == (count - lost) / count
 
 
 @pytest.mark.parametrize(("count", "differ", "passed"), [(100, 1, True), (99, 1, False), (200, 3, False)])
-def test_the_gate_wants_99_of_100_sure_answers(count, differ, passed):
-    wrong, other = answers(0, count), answers(differ, count - differ)  # more are right: accuracy is no matter
+def test_the_gate_requires_99_of_100_confident_answers(count, differ, passed):
+    wrong, other = answers(0, count), answers(differ, count - differ)  # more are right: accuracy passes
     verdict = gate(wrong, other, truth(count), None)
     assert (verdict["passed"], verdict["agreement"]) == (passed, (count - differ) / count)
-    assert passed or "of the sure answers are the same (99 % at least)" in verdict["reason"]
+    assert passed or "of the clear fp32 answers are kept (at least 99 %)" in verdict["reason"]
 
 
-def test_the_gate_forgives_other_answers_where_fp32_was_not_sure():
+def test_the_gate_ignores_answers_with_a_small_margin():
     before = np.concatenate([answers(100, 0), answers(0, 50, 0.19)])
     after = np.concatenate([answers(100, 0), answers(50, 0, 0.9)])
     assert gate(before, after, truth(150), None)["agreement"] == 1
-    sure = np.concatenate([answers(100, 0), answers(0, 50, 0.21)])
-    assert gate(sure, after, truth(150), None)["agreement"] == 100 / 150
+    confident = np.concatenate([answers(100, 0), answers(0, 50, 0.21)])
+    assert gate(confident, after, truth(150), None)["agreement"] == 100 / 150
 
 
-def test_the_gate_lets_nothing_pass_on_no_evidence():
+def test_the_gate_rejects_without_a_confident_answer():
     verdict = gate(answers(50, 50, 0.1), answers(50, 50, 0.1), truth(100), None)
     assert (verdict["passed"], verdict["agreement"]) == (False, None)
 
 
-def test_the_gate_refuses_what_is_no_number():
+def test_the_gate_rejects_nan():
     broken = answers(100, 0)
     broken[7] = np.nan
     assert (
         gate(answers(100, 0), broken, truth(100), None)["reason"]
-        == "some of its probabilities are no numbers"
+        == "some of its probabilities are not numbers"
     )
 
 
-def test_with_several_labels_the_whole_answer_counts():
+def test_with_several_labels_the_whole_set_counts():
     before = np.array([[0.9, 0.8, 0.1], [0.9, 0.45, 0.1]])
     labels = np.array([[True, True, False], [True, False, False]])
     np.testing.assert_allclose(margins(before, 0.5), [0.6, 0.1])
@@ -120,18 +118,13 @@ def test_with_several_labels_the_whole_answer_counts():
 # --- candidates on real models
 
 
-def kind(path: Path) -> str:
-    """The picture's only label."""
-    return path.name.partition("_")[0]
-
-
-def levels(path: Path):  # no list[str]: fastai would take it for a conversion
-    """Several labels: every shade that the picture is brighter than."""
+def levels(path: Path):  # not annotated with list[str]: fastai would use that as a conversion
+    """Several labels: all shades that are darker than the picture's."""
     return list(SHADES)[: list(SHADES).index(kind(path))]
 
 
 def average(*head: tuple[float, float]) -> nn.Module:
-    """Convolutions that only average, and for each label a factor and an addend on the brightness."""
+    """Convolutions that average, and a head with a factor and an addend on the brightness for each label."""
     convolutions = [nn.Conv2d(inputs, 16, 3, 2, bias=False) for inputs in (3, 16)]
     linear = nn.Linear(16, len(head))
     with torch.no_grad():
@@ -144,23 +137,23 @@ def average(*head: tuple[float, float]) -> nn.Module:
 
 
 def nearest() -> nn.Module:
-    """Tells the shades: the nearest has the largest 2 c x - c², which is x² - (x - c)²."""
+    """Recognises the shades: the nearest c has the largest 2 c x - c², which is x² - (x - c)²."""
     shades = [shade / 255 for shade in SHADES.values()]
     return average(*((200 * c, -100 * c * c) for c in shades))
 
 
 def learner(pictures, model, label=None, get_y=kind, loss=None, size=32) -> Learner:
-    """A Learner with DataLoaders as train.py's."""
+    """A Learner with DataLoaders as train.py makes them."""
     block = label or CategoryBlock(sorted({kind(picture) for picture in pictures}))
-    data = DataBlock((PIXELS, block), get_y=get_y, splitter=RandomSplitter(0.4, 1), item_tfms=Resize(size))
+    data = DataBlock((UPRIGHT, block), get_y=get_y, splitter=RandomSplitter(0.4, 1), item_tfms=Resize(size))
     dls = data.dataloaders(pictures, bs=4, num_workers=0)
     return Learner(dls, model, loss_func=loss or CrossEntropyLossFlat())
 
 
-def done(folder: Path, learn: Learner, get_y=kind) -> Path:
-    """What train.py leaves, split.json among it."""
+def save_with_split(folder: Path, learn: Learner, get_y=kind) -> Path:
+    """Write into `folder` what train.py writes, with split.json."""
     parts = {"train": learn.dls.train_ds, "valid": learn.dls.valid_ds}
-    finish(folder, learn, list(parts["valid"].items[:4]))
+    save(folder, learn, list(parts["valid"].items[:4]))
     split = {
         part: [{"file": str(path), "labels": np.atleast_1d(get_y(path)).tolist()} for path in ds.items]
         for part, ds in parts.items()
@@ -182,162 +175,209 @@ def shades(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, shades) -> Path:
-    """A model that is sure of the four shades; its 40 validation pictures are in split.json."""
-    return done(tmp_path_factory.mktemp("build") / "train", learner(shades, nearest()))
+    """A training whose model recognises the four shades; its 40 validation pictures are in split.json."""
+    return save_with_split(tmp_path_factory.mktemp("build") / "train", learner(shades, nearest()))
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory, trained) -> Path:
+    """Its model folder with --precision exact."""
+    return package(trained, tmp_path_factory.mktemp("build") / "model", "--precision", "exact")
 
 
 @pytest.fixture
-def mine(trained, tmp_path) -> Path:
-    """A copy of it, to spoil."""
+def train(trained, tmp_path) -> Path:
+    """A copy of the training, to change."""
     return shutil.copytree(trained, tmp_path / "train")
+
+
+@pytest.fixture
+def model(exact, tmp_path) -> Path:
+    """A copy of the model folder, for `choose`."""
+    return shutil.copytree(exact, tmp_path / "exact")
 
 
 @pytest.fixture(autouse=True)
 def few_large_photographs(monkeypatch):
     """Enlarging takes a second for each."""
-    monkeypatch.setattr(precision, "LARGE", 4)
+    monkeypatch.setattr(precision, "LARGE", 2)
+
+
+@pytest.fixture
+def all_modes(monkeypatch) -> None:
+    """A processor with bf16 and int8."""
+    monkeypatch.setenv("SERVE_MODES", ALL_MODES)
+
+
+@pytest.fixture(params=["fp32", ALL_MODES])
+def modes(request, monkeypatch) -> list[str]:
+    """The modes that the processor supports."""
+    monkeypatch.setenv("SERVE_MODES", request.param)
+    return request.param.split()
+
+
+def choose(train: Path, model: Path, requested: str, device: str = "cpu") -> dict:
+    """What export.py does after the parity gate; returns the new content of model.json."""
+    facts = spec(model)
+    precision.choose(train, model, facts, requested, device)
+    export.write_json(model / "model.json", facts)
+    return facts
 
 
 def resplit(folder: Path, part: str, change) -> None:
-    """Write what `change` makes of the files in a part of split.json."""
+    """Replace the files in a part of split.json by what `change` returns for them."""
     split = json.loads((folder / "split.json").read_text())
     for entry, file in zip(split[part], change([entry["file"] for entry in split[part]]), strict=True):
         entry["file"] = str(file)
     (folder / "split.json").write_text(json.dumps(split))
 
 
-def test_auto_takes_bf16_where_the_chip_has_it(trained, tmp_path, capsys):
-    facts = spec(call(capsys, trained, tmp_path / "model"))["precision"]
-    assert facts["asked"] == "auto"
-    assert facts["use"] == (["bf16", "fp32"] if engine.can("bf16") else ["fp32"])
+def test_auto_uses_bf16_where_the_processor_has_it(trained, tmp_path, modes):
+    facts = spec(package(trained, tmp_path / "model"))["precision"]
+    assert facts["requested"] == "auto"
+    assert facts["use"] == (["bf16", "fp32"] if "bf16" in modes else ["fp32"])
     assert facts["draft"] is False
-    assert facts["candidates"]["bf16"]["passed"] is engine.can("bf16")
+    assert facts["candidates"]["bf16"]["passed"] is ("bf16" in modes)
     assert facts["candidates"]["fp32"] == {"accuracy": 1.0}
-    assert (facts["pictures"], facts["sure"]) == (40, 40)
+    assert (facts["pictures"], facts["confident"]) == (40, 40)
     assert [path.name for path in (tmp_path / "model").glob("*.onnx")] == ["model.onnx"]
 
 
-def test_exact_is_fp32_and_tries_nothing(trained, tmp_path, capsys):
-    facts = spec(call(capsys, trained, tmp_path / "model", "--precision", "exact"))
-    assert facts["precision"] == {"asked": "exact", "use": ["fp32"], "draft": False}
+def test_exact_is_fp32_and_tries_nothing(exact):
+    facts = spec(exact)
+    assert facts["precision"] == {"requested": "exact", "use": ["fp32"], "draft": False}
     assert list(facts["sha256"]) == ["model.onnx"]
 
 
-@INT8
-def test_fast_takes_int8_serves_it_and_packs_it(trained, tmp_path, capsys):
-    model = call(capsys, trained, tmp_path / "model", "--precision", "fast")
-    facts = spec(model)
-    assert sorted(facts["precision"]["use"]) == sorted(["int8", "fp32", *["bf16"] * engine.can("bf16")])
+def test_fast_uses_the_modes_that_the_processor_has(trained, model, modes):
+    facts = choose(trained, model, "fast")
+    assert sorted(facts["precision"]["use"]) == sorted(modes)
     assert facts["precision"]["use"][-1] == "fp32"
-    assert facts["precision"]["candidates"]["int8"]["passed"]
-    assert facts["precision"]["shrink"].keys() == {"side", "accuracy", "agreement", "passed", "reason"}
-    assert facts["sha256"].keys() == {"model.onnx", "model.int8.onnx"}
-    assert archive.main(["--model", str(model), "--out", str(tmp_path / "model.tar.gz")]) == 0
+    assert {mode for mode in ("bf16", "int8") if facts["precision"]["candidates"][mode]["passed"]} == {
+        *modes
+    } - {"fp32"}
+    assert facts["sha256"].keys() == {"model.onnx", *(["model.int8.onnx"] if "int8" in modes else [])}
     assert inference.model_fn(model).engine.mode == facts["precision"]["use"][0]
-    quick, exact = (inference.model_fn(model, mode) for mode in ("int8", "fp32"))
+
+
+def test_fast_packs_and_serves_int8(trained, model, tmp_path, all_modes, monkeypatch):
+    facts = choose(trained, model, "fast")["precision"]
+    assert facts["candidates"]["int8"]["passed"]
+    keys = {"side", "pictures", "accuracy", "agreement", "passed", "reason"}
+    assert facts["shrink"].keys() == keys
+    assert facts["candidates"]["draft"].keys() == keys - {"side"}
+    assert facts["shrink"]["pictures"] == facts["candidates"]["draft"]["pictures"] == 2
+    assert archive.main(["--model", str(model), "--out", str(tmp_path / "model.tar.gz")]) == 0
+    int8, fp32 = (inference.model_fn(model, mode) for mode in ("int8", "fp32"))
     for entry in json.loads((trained / "validation.json").read_text()):
         batch = (trained / entry["file"]).read_bytes()
-        one, other = (
-            inference.predict_fn(inference.input_fn(batch), m).probabilities for m in (quick, exact)
+        first, second = (
+            inference.predict_fn(inference.input_fn(batch), model).probabilities[0] for model in (int8, fp32)
         )
-        assert one.argmax() == other.argmax()
-        assert not np.array_equal(one, other)  # it is another arithmetic
+        assert first.argmax() == second.argmax()
+        assert not np.array_equal(first, second)  # the arithmetic differs
+    monkeypatch.setenv("SERVE_MODES", "fp32")  # a processor without the modes that were chosen
+    assert inference.model_fn(model).engine.mode == "fp32"
 
 
-@INT8
-def test_packaging_fast_again_writes_the_same_bytes(trained, tmp_path, capsys):
-    one, other = (call(capsys, trained, tmp_path / name, "--precision", "fast") for name in ("a", "b"))
-    assert "model.int8.onnx" in content(one)
-    assert content(one) == content(other)
-    for place in (ROOT, tmp_path, sys.prefix, "/tmp"):
-        assert str(place).encode() not in (one / "model.int8.onnx").read_bytes()
+def test_packaging_fast_again_writes_the_same_bytes(trained, tmp_path, all_modes):
+    first, second = (package(trained, tmp_path / name, "--precision", "fast") for name in ("a", "b"))
+    assert "model.int8.onnx" in content(first)
+    files = [content(model) for model in (first, second)]
+    # Which of int8 and bf16 comes first depends on the times of this machine, and on nothing else.
+    facts = [json.loads(file.pop("model.json")) for file in files]
+    for each in facts:
+        each["precision"]["use"].sort()
+    assert facts[0] == facts[1]
+    assert files[0] == files[1]
+    for path in (ROOT, tmp_path, sys.prefix, "/tmp"):
+        assert str(path).encode() not in files[0]["model.int8.onnx"]
 
 
-@INT8
-def test_a_sabotaged_calibration_falls_back(mine, tmp_path, capsys):
+def test_a_bad_calibration_falls_back(train, model, tmp_path, all_modes):
     Image.new("RGB", (48, 48)).save(tmp_path / "black.png")
-    resplit(mine, "train", lambda files: [tmp_path / "black.png"] * len(files))
-    model = call(capsys, mine, tmp_path / "model", "--precision", "fast")
-    facts = spec(model)["precision"]
-    assert not facts["candidates"]["int8"]["passed"]
-    assert re.match(r"accuracy \d+\.\d points lower \(0.5 at most\)", facts["candidates"]["int8"]["reason"])
-    assert facts["use"] == (["bf16", "fp32"] if engine.can("bf16") else ["fp32"])
+    resplit(train, "train", lambda files: [tmp_path / "black.png"] * len(files))
+    facts = choose(train, model, "fast")
+    int8 = facts["precision"]["candidates"]["int8"]
+    assert not int8["passed"]
+    assert re.match(r"accuracy \d+\.\d points lower \(at most 0.5\)", int8["reason"])
+    assert facts["precision"]["use"] == ["bf16", "fp32"]
     assert not (model / "model.int8.onnx").exists()
-    assert spec(model)["sha256"].keys() == {"model.onnx"}
+    assert facts["sha256"].keys() == {"model.onnx"}
 
 
-def test_a_chip_without_bf16_does_not_try_it(trained, tmp_path, capsys):
-    code = tampered(
-        tmp_path / "code", "engine.py", 'mode == "bf16":', 'mode == "bf16":\n        return False'
-    )
-    facts = spec(call(capsys, trained, tmp_path / "model", "--code", code))["precision"]
+def test_what_the_processor_lacks_is_not_tried(trained, model, monkeypatch):
+    monkeypatch.setenv("SERVE_MODES", "fp32")
+    facts = choose(trained, model, "fast")["precision"]
     assert facts["use"] == ["fp32"]
-    reason = "not tried: this chip has no AMX or AVX512-BF16"
-    assert facts["candidates"]["bf16"] == {"passed": False, "reason": reason}
+    for mode, instructions in (("bf16", "AMX or AVX512-BF16"), ("int8", "VNNI")):
+        reason = f"not tried: this processor has no {instructions}"
+        assert facts["candidates"][mode] == {"passed": False, "reason": reason}
 
 
-@BF16
-def test_a_candidate_that_breaks_the_engine_is_not_used(trained, tmp_path, capsys):
-    code = tampered(tmp_path / "code", "engine.py", '("model.onnx", "bf16")', '("model.onnx", "bf17")')
-    facts = spec(call(capsys, trained, tmp_path / "model", "--code", code))["precision"]
+def test_a_candidate_that_breaks_the_engine_is_not_used(trained, model, all_modes):
+    edit(model / "code", "engine.py", '("model.onnx", "bf16")', '("model.onnx", "bf17")')
+    facts = choose(trained, model, "auto")["precision"]
     assert facts["use"] == ["fp32"]
     assert facts["candidates"]["bf16"]["reason"].startswith("not tried: the model does not work as bf16: ")
 
 
-@pytest.mark.parametrize("asked", ["auto", "fast"])
+@pytest.mark.parametrize("requested", ["auto", "fast"])
 @pytest.mark.parametrize(
-    ("data", "says"),
-    [(None, "are missing"), (b"no picture", "cannot be read any more")],
-    ids=["gone", "broken"],
+    ("data", "reason"),
+    [(None, "are missing"), (b"no picture", "can no longer be read")],
+    ids=["missing", "broken"],
 )
-def test_without_the_pictures_it_stays_with_fp32(mine, tmp_path, capsys, asked, data, says):
+def test_without_the_pictures_only_fp32_is_used(train, model, tmp_path, all_modes, requested, data, reason):
     if data:
         (tmp_path / "broken.png").write_bytes(data)
-    resplit(mine, "valid", lambda files: [*files[2:], *[tmp_path / "broken.png"] * 2])
-    facts = spec(call(capsys, mine, tmp_path / "model", "--precision", asked))["precision"]
+    resplit(train, "valid", lambda files: [*files[2:], *[tmp_path / "broken.png"] * 2])
+    facts = choose(train, model, requested)["precision"]
     assert facts["use"] == ["fp32"]
     assert not facts["draft"]
     for candidate in facts["candidates"].values():
-        assert re.fullmatch(rf"not tried: of \d+ pictures in split.json, 2 {says}", candidate["reason"])
+        assert re.fullmatch(rf"not tried: of \d+ pictures in split.json, 2 {reason}", candidate["reason"])
 
 
 @pytest.mark.parametrize("text", [None, "{}", "[", '{"train": [{}], "valid": [1]}'])
-def test_a_training_that_does_not_say_its_pictures_stays_with_fp32(mine, tmp_path, capsys, text):
-    (mine / "split.json").unlink()
+def test_without_a_valid_split_only_fp32_is_used(train, model, all_modes, text):
+    (train / "split.json").unlink()
     if text:
-        (mine / "split.json").write_text(text)
-    facts = spec(call(capsys, mine, tmp_path / "model"))["precision"]
+        (train / "split.json").write_text(text)
+    facts = choose(train, model, "auto")["precision"]
     assert facts["use"] == ["fp32"]
     assert facts["candidates"]["bf16"]["reason"].startswith("not tried: split.json, with the pictures")
 
 
-@BF16
-def test_several_labels_a_picture_are_tried_too(shades, tmp_path, capsys):
+def test_several_labels_per_picture_are_tried_too(shades, tmp_path, all_modes):
     names = list(SHADES)[:-1]
     steps = [(100, -100 * (SHADES[name] + 32) / 255) for name in names]
     learn = learner(shades, average(*steps), MultiCategoryBlock(vocab=names), levels, BCEWithLogitsLossFlat())
-    facts = spec(call(capsys, done(tmp_path / "train", learn, levels), tmp_path / "model"))
+    facts = spec(package(save_with_split(tmp_path / "train", learn, levels), tmp_path / "model"))
     assert (facts["task"], facts["precision"]["use"]) == ("multi", ["bf16", "fp32"])
     assert facts["precision"]["candidates"]["fp32"]["accuracy"] == 1
-    assert facts["precision"]["sure"] == 40
+    assert facts["precision"]["confident"] == 40
 
 
-def test_the_table_says_what_was_tried_and_what_was_chosen(trained, tmp_path, capsys):
-    words = ["--train", str(trained), "--out", str(tmp_path / "model"), "--precision", "fast"]
-    assert export.main(words) == 0
+def test_the_table_says_what_was_tried_and_what_was_chosen(trained, tmp_path, capsys, modes):
+    use = spec(package(trained, tmp_path / "model", "--precision", "fast"))["precision"]["use"]
     out = capsys.readouterr().out
-    for name in ("fp32", "bf16", "int8", "12-megapixel photographs", "decoded small by the server"):
+    for name in ("fp32", "bf16", "int8", "12-megapixel photographs", "decoded at reduced size"):
         assert re.search(rf"^ +{name} ", out, re.MULTILINE), out
-    use = ", ".join(spec(tmp_path / "model")["precision"]["use"])
-    assert f"precision fast: the first of {use} that the chip can do" in out
-    assert "tried on 40 validation pictures, of which fp32 is sure of 40" in out
+    assert re.search("fp32 .* reference *$", out, re.MULTILINE)
+    assert ("has no VNNI" in out) is ("int8" not in modes)
+    choice = "fp32" if use == ["fp32"] else f"the first of {', '.join(use)} that the processor supports"
+    assert f"\nprecision fast: {choice}" in out
+    assert "\ntried on 40 validation pictures, 40 of them with a clear fp32 answer; the times are" in out
+    assert "\nthe 12-megapixel photographs are 2 of these pictures, enlarged\n" in out
+    assert ("\nbf16 is supported by ml.c7i, " in out) is ("bf16" in modes)
 
 
 # --- large photographs
 
 
-class Finest(nn.Module):
-    """Tells a checkerboard of single pixels from a plain picture."""
+class FinestDetail(nn.Module):
+    """Distinguishes a checkerboard of single pixels from a plain picture."""
 
     def __init__(self):
         super().__init__()
@@ -350,57 +390,74 @@ class Finest(nn.Module):
 
 @pytest.fixture(scope="module")
 def checks(tmp_path_factory) -> Path:
-    """A training whose two classes differ in the finest detail that its 640 pixels can show."""
+    """A training whose two classes differ only in the finest detail that 640 pixels can show."""
     folder = tmp_path_factory.mktemp("checks")
     board = np.indices((640, 640)).sum(0) % 2 * 200 + 28
     for i in range(5):
         for name, pixels in (("Checks", board), ("Plain", np.full_like(board, 128))):
             Image.fromarray(pixels.astype(np.uint8)).convert("RGB").save(folder / f"{name}_{i}.png")
-    learn = learner(sorted(folder.iterdir()), Finest(), size=640)
-    return done(tmp_path_factory.mktemp("build") / "train", learn)
+    learn = learner(sorted(folder.iterdir()), FinestDetail(), size=640)
+    return save_with_split(tmp_path_factory.mktemp("build") / "train", learn)
+
+
+@pytest.fixture(scope="module")
+def exact_checks(tmp_path_factory, checks) -> Path:
+    """Its model folder with --precision exact."""
+    return package(checks, tmp_path_factory.mktemp("build") / "model", "--precision", "exact")
 
 
 @pytest.mark.parametrize(
-    ("margin", "draft"), [("3", True), ("0.1", False)], ids=["as it is", "far too little"]
+    ("margin", "draft"), [("3", True), ("0.1", False)], ids=["the default", "far too small"]
 )
-def test_draft_decoding_is_used_only_if_it_keeps_the_answers(checks, tmp_path, capsys, margin, draft):
-    code = tampered(tmp_path / "code", "pixels.py", "MARGIN = 3", f"MARGIN = {margin}")
-    model = call(capsys, checks, tmp_path / "model", "--precision", "fast", "--code", code)
-    facts = spec(model)["precision"]
+def test_reduced_size_decoding_has_to_pass_the_gate(
+    checks, exact_checks, tmp_path, monkeypatch, margin, draft
+):
+    monkeypatch.setattr(precision, "LARGE", 4)  # all validation pictures: both classes are among them
+    model = shutil.copytree(exact_checks, tmp_path / "model")
+    edit(model / "code", "pixels.py", "MARGIN = 3", f"MARGIN = {margin}")
+    facts = choose(checks, model, "fast")["precision"]
     assert facts["draft"] is facts["candidates"]["draft"]["passed"] is draft
     assert inference.model_fn(model).draft is draft
 
 
+def test_other_serving_code_decides_about_the_model_that_it_serves(trained, tmp_path, all_modes):
+    code = edited(tmp_path / "code", "engine.py", '("model.onnx", "bf16")', '("model.onnx", "bf17")')
+    facts = spec(package(trained, tmp_path / "model", "--code", code))["precision"]
+    assert facts["use"] == ["fp32"]
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_photographs_are_made_as_phones_and_the_client_send_them(tmp_path, orientation):
+def test_photographs_are_those_of_phones_and_of_the_client(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.effect_noise((60, 40), 90).convert("RGB").save(tmp_path / "a.jpg", exif=exif)
-    photo = large.enlarge(inference, (tmp_path / "a.jpg").read_bytes())
+    photo = large_pictures.enlarge(inference, (tmp_path / "a.jpg").read_bytes())
     with Image.open(io.BytesIO(photo)) as picture:
         assert (picture.format, picture.size) == ("JPEG", (4000, 2667) if orientation == 1 else (2667, 4000))
-    assert large.enlarge(inference, photo) is photo
-    assert large.SHRINK == predictor.SHRINK
-    assert large.shrink(photo) == predictor.scale_down(photo, predictor.SHRINK, predictor.REALTIME_LIMIT)
+    assert large_pictures.enlarge(inference, photo) is photo
+    assert large_pictures.SHRINK == predictor.SHRINK
+    assert large_pictures.shrink(photo) == predictor.scale_down(
+        photo, predictor.SHRINK, predictor.REALTIME_LIMIT
+    )
 
 
-def test_a_photograph_that_is_large_enough_keeps_its_orientation():
+def test_a_photograph_that_is_large_enough_is_unchanged():
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
     Image.new("RGB", (4000, 1500)).save(file, "JPEG", exif=exif)
-    assert large.enlarge(inference, file.getvalue()) == file.getvalue()
-    assert large.shrink(file.getvalue()) == predictor.scale_down(file.getvalue(), 1280, 10**6)
-    with Image.open(io.BytesIO(large.shrink(file.getvalue()))) as picture:
-        assert picture.size == (640, 1707)  # no side counts more than double the other
+    assert large_pictures.enlarge(inference, file.getvalue()) == file.getvalue()
+    assert large_pictures.shrink(file.getvalue()) == predictor.scale_down(file.getvalue(), 1280, 10**6)
+    with Image.open(io.BytesIO(large_pictures.shrink(file.getvalue()))) as picture:
+        assert picture.size == (640, 1707)  # the long side counts as twice the short one
 
 
 # --- GPUs
 
 
-def test_for_a_gpu_the_archive_has_what_it_needs_and_works_without_one(trained, tmp_path, capsys, caplog):
-    model = call(capsys, trained, tmp_path / "model", "--device", "cuda")
+def test_an_archive_for_gpus_has_what_they_need_and_works_without_one(trained, tmp_path, caplog, modes):
+    model = package(trained, tmp_path / "model", "--device", "cuda")
     facts = spec(model)
-    assert facts["precision"]["use"] == ["cuda-fp16", *["bf16"] * engine.can("bf16"), "fp32"]
+    assert facts["precision"]["use"] == ["cuda-fp16", *["bf16"] * ("bf16" in modes), "fp32"]
     assert facts["sha256"].keys() == {"model.onnx", "model.fp16.onnx"}
     needs = (model / "code" / "requirements.txt").read_text()
     assert needs.startswith((ROOT / "serve" / "requirements.txt").read_text())
@@ -410,15 +467,15 @@ def test_for_a_gpu_the_archive_has_what_it_needs_and_works_without_one(trained, 
     assert (warning.name, "so the CPU takes over" in warning.getMessage()) == ("engine", True)
 
 
-def test_exact_is_fp32_on_a_gpu_too(trained, tmp_path, capsys):
-    model = call(capsys, trained, tmp_path / "model", "--device", "cuda", "--precision", "exact")
+def test_exact_is_fp32_on_a_gpu_too(trained, tmp_path):
+    model = package(trained, tmp_path / "model", "--device", "cuda", "--precision", "exact")
     assert spec(model)["precision"]["use"] == ["cuda-fp32", "fp32"]
     assert spec(model)["sha256"].keys() == {"model.onnx"}
     assert "onnxruntime-gpu" in (model / "code" / "requirements.txt").read_text()
 
 
 class Huge(nn.Module):
-    """Passes through numbers that fp16 has not."""
+    """Computes with numbers above the range of fp16."""
 
     def __init__(self, model):
         super().__init__()
@@ -433,9 +490,9 @@ class Huge(nn.Module):
         return y
 
 
-def test_numbers_too_large_for_fp16_stay_with_fp32_on_a_gpu(shades, tmp_path, capsys):
-    train = done(tmp_path / "train", learner(shades, Huge(nearest())))
-    model = call(capsys, train, tmp_path / "model", "--device", "cuda")
+def test_numbers_too_large_for_fp16_use_fp32_on_a_gpu(shades, tmp_path):
+    train = save_with_split(tmp_path / "train", learner(shades, Huge(nearest())))
+    model = package(train, tmp_path / "model", "--device", "cuda")
     facts = spec(model)
     assert facts["precision"]["candidates"]["cuda-fp16"]["passed"] is False
     assert facts["precision"]["use"][0] == "cuda-fp32"

@@ -43,6 +43,12 @@ def written(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def no_serve_modes(monkeypatch):
+    """These tests are about the processor itself; test_modes.py has SERVE_MODES."""
+    monkeypatch.delenv("SERVE_MODES", raising=False)
+
+
 # --- threads
 
 

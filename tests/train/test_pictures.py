@@ -68,8 +68,8 @@ def test_formats_that_the_server_rejects_are_rejected(gradient):
 
 
 def test_labels_come_from_an_expression_on_the_file_name(folder):
-    found = label(folder, r"^(.+)_\d+\.\w+$")
-    assert {path.name: name for path, name in found.items()} == {
+    labelled = label(folder, r"^(.+)_\d+\.\w+$")
+    assert {path.name: name for path, name in labelled.items()} == {
         "Cat_1.jpg": "Cat",
         "Cat_2.png": "Cat",
         "Dog_1.webp": "Dog",
