@@ -279,10 +279,10 @@ def test_cost_is_of_the_deployment_unless_it_says_otherwise(commands):
 def test_the_target_that_cost_assumes_is_the_one_that_deploy_has():
     import endpoint
     import tasks
+    from lifecycle import settings
 
-    check = getattr(endpoint, "check", None) or endpoint.settings.check
     args = endpoint.arguments(["deploy", "--project=pets", "--max=4"])
-    assert (check(args) or args).target == tasks.TARGET
+    assert settings.check(args).target == tasks.TARGET
 
 
 # --- sections and the flags of their scripts

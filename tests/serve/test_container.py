@@ -104,12 +104,10 @@ def test_the_base_image_is_pinned_by_its_digest():
 
 
 def test_the_images_tag_is_a_hash_of_its_content(tmp_path, monkeypatch):
-    before = docker_build.content_tag("amd64")
-    assert before == docker_build.content_tag("amd64")
-    assert (
-        len({before, docker_build.content_tag("arm64"), docker_build.content_tag("amd64", "another:base")})
-        == 3
-    )
+    tag = docker_build.content_tag
+    before = tag("amd64")
+    assert before == tag("amd64")
+    assert len({before, tag("arm64"), tag("amd64", "another:base")}) == 3
     shutil.copytree(SERVE, tmp_path / "serve")
     monkeypatch.setattr(docker_build, "SERVE_FOLDER", tmp_path / "serve")
     assert docker_build.content_tag("amd64") == before
@@ -121,7 +119,7 @@ def test_the_images_tag_is_a_hash_of_its_content(tmp_path, monkeypatch):
 
 
 def test_the_build_reads_exactly_the_files_in_the_hash():
-    """.dockerignore allows what docker_build.build_files() hashes: others would change the image but not its tag."""
+    """.dockerignore allows what build_files() hashes: others would change the image but not its tag."""
     _, *allowed = (SERVE / ".dockerignore").read_text().split()
     let_through = {file.name for rule in allowed for file in SERVE.glob(rule.removeprefix("!"))}
     assert let_through | {"Dockerfile", ".dockerignore"} == set(docker_build.build_files())
@@ -153,7 +151,7 @@ def test_an_unknown_instance_type_is_one_sentence():
 def test_without_docker_it_is_one_sentence(project):
     nowhere = os.environ | {"DOCKER_HOST": "unix:///nowhere"}
     done = run("deploy/local.py", "--model", project / "model", "--port", 0, "--docker", code=3, env=nowhere)
-    assert done.stderr == "error: no Docker engine answers here: start one, or leave --docker out\n"
+    assert done.stderr == "error: no Docker engine responds: start one, or leave --docker out\n"
 
 
 # --- in Docker
