@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+MAX_PROJECT_NAME = 40  # as in deploy/aws/names.py
 PART = 8 * 2**20  # bytes; boto3's default part size. S3's checksum of a multipart object depends on it
 
 ADVICE = (  # a pattern in the name of botocore's exception or in AWS's error code, and the advice
@@ -77,9 +78,9 @@ def upload(args: argparse.Namespace) -> int:
     """Upload the archive unless S3 has it, and write --out. Raises UploadError and what boto3 raises."""
     import boto3
 
-    # The same rule as in deploy/names.py.
-    if len(args.project) > 40 or not re.fullmatch("[a-z0-9](-*[a-z0-9])*", args.project):
-        text = "a project's name on SageMaker has at most 40 lower-case letters, digits and hyphens"
+    if len(args.project) > MAX_PROJECT_NAME or not re.fullmatch("[a-z0-9](-*[a-z0-9])*", args.project):
+        rule = f"at most {MAX_PROJECT_NAME} lower-case letters, digits and hyphens"
+        text = f"a project's name on SageMaker has {rule}"
         raise UploadError(f"{text}, not {args.project!r}: change `project`", 2)
     session = boto3.Session()
     if session.get_credentials() is None:

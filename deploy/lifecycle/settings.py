@@ -12,6 +12,7 @@ from ecr.catalogue import is_gpu
 from ecr.docker_build import instance_architecture
 
 KINDS = ("real-time", "serverless", "async")
+MAX_SERVERLESS_CONCURRENCY = 200  # of one endpoint: AWS's limit of MaxConcurrency
 CAPTURES = ("off", "outputs", "all")
 NO_INSTANCE = (  # settings that AWS does not support for serverless endpoints
     "kms_key",
@@ -231,8 +232,10 @@ def check_serverless(settings: Settings) -> None:
     if settings.memory not in range(1024, 6145, 1024):
         text = "`memory` of serverless is 1024 to 6144 MB in steps of 1024"
         raise CommandError(2, f"{text}, not {settings.memory}")
-    if not 1 <= settings.concurrency <= 200 or settings.provisioned > settings.concurrency:
-        raise CommandError(2, "`concurrency` of serverless is 1 to 200, and `provisioned` not more than it")
+    too_many = settings.concurrency > MAX_SERVERLESS_CONCURRENCY
+    if settings.concurrency < 1 or too_many or settings.provisioned > settings.concurrency:
+        rule = f"1 to {MAX_SERVERLESS_CONCURRENCY}, and `provisioned` not more than it"
+        raise CommandError(2, f"`concurrency` of serverless is {rule}")
 
 
 def scaling_limits(args: argparse.Namespace) -> dict[str, int]:
