@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from learners import UPRIGHT, content, edit, edited, kind, package, save, spec
-from PIL import Image
+from PIL import Image, ImageOps
 
 import archive
 import export
@@ -449,6 +449,16 @@ def test_a_photograph_that_is_large_enough_is_unchanged():
     assert large_pictures.shrink(file.getvalue()) == predictor.scale_down(file.getvalue(), 1280, 10**6)
     with Image.open(io.BytesIO(large_pictures.shrink(file.getvalue()))) as picture:
         assert picture.size == (640, 1707)  # the long side counts as twice the short one
+
+
+def test_a_photograph_with_damaged_exif_is_not_rotated(monkeypatch):
+    def broken(picture):
+        raise SyntaxError("not a TIFF file")  # one of the kinds that Pillow's EXIF reader raises
+
+    file = io.BytesIO()
+    Image.new("RGB", (4000, 3000)).save(file, "JPEG")
+    monkeypatch.setattr(ImageOps, "exif_transpose", broken)
+    assert large_pictures.shrink(file.getvalue()) == predictor.scale_down(file.getvalue(), 1280, 10**6)
 
 
 # --- GPUs
