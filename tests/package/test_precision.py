@@ -132,10 +132,10 @@ def average(*head: tuple[float, float]) -> nn.Module:
     convolutions = [nn.Conv2d(inputs, 16, 3, 2, bias=False) for inputs in (3, 16)]
     linear = nn.Linear(16, len(head))
     with torch.no_grad():
-        for layer in (*convolutions, linear):
-            layer.weight.zero_()
         for convolution in convolutions:
+            convolution.weight.zero_()
             convolution.weight[:, 0, 1, 1] = 1
+        linear.weight.zero_()
         linear.weight[:, 0] = torch.tensor([factor for factor, _ in head])
         linear.bias[:] = torch.tensor([addend for _, addend in head])
     first, second = convolutions
