@@ -23,7 +23,10 @@ def shrink(data: bytes) -> bytes:
     """The JPEG as client/predictor.py sends it by default."""
     with Image.open(io.BytesIO(data)) as picture:
         picture.draft(None, shrunk_size(picture.size))
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
+        try:
+            upright = ImageOps.exif_transpose(picture).convert("RGB")
+        except Exception:  # unrotated if EXIF is damaged, like the client
+            upright = picture.convert("RGB")
     return to_jpeg(upright.resize(shrunk_size(upright.size)), quality=90)
 
 

@@ -72,7 +72,7 @@ def can(mode: str) -> bool:
 
     SERVE_MODES in the environment names the modes that it is taken to be made for, whatever it reports: for
     tests, and to compare with another machine ("fp32", or "fp32 bf16 int8"; blank is not set). A mode that it
-    lacks still runs: without AVX-512 OpenVINO computes bf16 as fp32, and int8 needs no VNNI to be correct.
+    lacks still runs, but OpenVINO computes bf16 as fp32 without AVX-512, and int8 overflows without VNNI.
     Raises ValueError if SERVE_MODES names anything else.
     """
     import openvino

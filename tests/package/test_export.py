@@ -404,7 +404,11 @@ class Bomb:
         return divmod, (1, 0)
 
 
-@pytest.mark.parametrize("what", [b"", b"no pickle", pickle.dumps("text"), {"weights": 1}, Bomb()], ids=repr)
+@pytest.mark.parametrize(
+    "what",
+    [b"", b"no pickle", pickle.dumps("text"), {"weights": 1}, Bomb()],
+    ids=["empty", "no pickle", "a string", "a dictionary", "a bomb"],
+)
 def test_a_file_that_is_not_a_learner_is_rejected(bare, tmp_path, capsys, what):
     if isinstance(what, bytes):
         (bare / "export.pkl").write_bytes(what)

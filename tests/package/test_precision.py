@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from learners import UPRIGHT, content, edit, edited, kind, package, save, spec
-from PIL import Image
+from PIL import Image, ImageOps
 
 import archive
 import export
@@ -124,13 +124,19 @@ def levels(path: Path):  # not annotated with list[str]: fastai would use that a
 
 
 def average(*head: tuple[float, float]) -> nn.Module:
-    """Convolutions that average, and a head with a factor and an addend on the brightness for each label."""
+    """A network whose scores are, for each label, a factor times the picture's brightness plus an addend.
+
+    Each kernel has one weight, so that int8 is correct on every processor: without VNNI its products are
+    added in pairs to 16 bits, which overflow if both weights are large.
+    """
     convolutions = [nn.Conv2d(inputs, 16, 3, 2, bias=False) for inputs in (3, 16)]
     linear = nn.Linear(16, len(head))
     with torch.no_grad():
         for convolution in convolutions:
-            convolution.weight.fill_(1 / convolution.weight[0].numel())
-        linear.weight[:] = torch.tensor([[factor / 16] * 16 for factor, _ in head])
+            convolution.weight.zero_()
+            convolution.weight[:, 0, 1, 1] = 1
+        linear.weight.zero_()
+        linear.weight[:, 0] = torch.tensor([factor for factor, _ in head])
         linear.bias[:] = torch.tensor([addend for _, addend in head])
     first, second = convolutions
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
@@ -449,6 +455,16 @@ def test_a_photograph_that_is_large_enough_is_unchanged():
     assert large_pictures.shrink(file.getvalue()) == predictor.scale_down(file.getvalue(), 1280, 10**6)
     with Image.open(io.BytesIO(large_pictures.shrink(file.getvalue()))) as picture:
         assert picture.size == (640, 1707)  # the long side counts as twice the short one
+
+
+def test_a_photograph_with_damaged_exif_is_not_rotated(monkeypatch):
+    def broken(picture):
+        raise SyntaxError("not a TIFF file")  # one of the kinds that Pillow's EXIF reader raises
+
+    file = io.BytesIO()
+    Image.new("RGB", (4000, 3000)).save(file, "JPEG")
+    monkeypatch.setattr(ImageOps, "exif_transpose", broken)
+    assert large_pictures.shrink(file.getvalue()) == predictor.scale_down(file.getvalue(), 1280, 10**6)
 
 
 # --- GPUs

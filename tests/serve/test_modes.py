@@ -42,9 +42,7 @@ def test_unset_or_blank_the_processor_decides(monkeypatch, value, flags):
 @pytest.mark.parametrize("value", ["fp8", "fp32 fp8 bf16", "FP32", "fp32,bf16", "cuda-fp16"])
 def test_another_name_is_an_error_when_the_model_is_loaded(project, monkeypatch, value):
     monkeypatch.setenv("SERVE_MODES", value)
-    with pytest.raises(
-        ValueError, match=r"^SERVE_MODES may name fp32, bf16 and int8, not '\S+': correct"
-    ):
+    with pytest.raises(ValueError, match=r"^SERVE_MODES may name fp32, bf16 and int8, not '\S+': correct"):
         inference.model_fn(project / "model")
 
 
