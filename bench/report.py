@@ -257,8 +257,7 @@ def chart(result: dict[str, Any], file: Path) -> None:
     axes.legend(frameon=False, loc="lower right")
     axes.set_title(f"Times better than the guide's way ({result['baseline']} = 1)", loc="left")
     where = "{processor}, {cores} cores".format_map(result["machine"])
-    axes.set_xlabel(
-        f"{result['network']}; {where}; {result['when'][:10]}; throughput: its better setting = 1"
-    )
+    facts = f"{result['network']}; {where}; {result['when'][:10]}; throughput: its better setting = 1"
+    axes.set_xlabel(facts, labelpad=12)
     figure.savefig(file)
     pyplot.close(figure)
