@@ -20,6 +20,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
+from typing import NoReturn
 
 import requests
 from rich.console import Console
@@ -31,6 +32,14 @@ from servers import HOST, BenchError, first_answer, free_ports, progress, runnin
 
 REPOSITORY = "fastai-sagemaker"
 REQUESTS = 20
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,9 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder that package/export.py wrote")
     add("--image", help="image to run; default: the newest one built here")

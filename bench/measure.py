@@ -15,16 +15,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 MIN_CALLS = 3  # of what is timed, however slow
 JPEG = {"Content-Type": "image/jpeg", "Accept": "application/json"}
 
 
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one of the parts."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(":")[0])
+    parser = Parser(description=__doc__.splitlines()[0].partition(":")[0])
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--code", type=Path, help="folder with inference.py, engine.py or predictor.py")
     parser.add_argument("--model", type=Path, help="folder for model_fn")

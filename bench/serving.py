@@ -23,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import psutil
 from rich.console import Console
@@ -35,6 +35,14 @@ from servers import ROOT, BenchError, Row, measure_in_subprocess, progress
 
 SHRINK = 1280  # pixels: client/predictor.py's default
 STACKS = ("bare", "plain", "ray", "torchserve")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
 
 
 class Setup(NamedTuple):
@@ -75,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePath
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from predictor import KINDS, SHRINK, ImagePredictor, PredictionError
@@ -34,6 +35,14 @@ NO_ENDPOINT_GIVEN = (
     "no endpoint given: pass --endpoint NAME for one on SageMaker, or start one on this machine with "
     "`invoke local` and pass --url http://127.0.0.1:8080"
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
 
 
 class CommandError(Exception):
@@ -65,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="file, folder, quoted glob or address")
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--endpoint", metavar="NAME", help="an endpoint on SageMaker")

@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
 
 
 def parse(argv: list[str] | None, description: str) -> argparse.Namespace:

@@ -1,12 +1,22 @@
 """What every part of deploy/ uses: an error for the user, text that is safe to print, a sample picture."""
 
+import argparse
 import io
 import re
+from typing import NoReturn
 
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 UNSAFE = re.compile(  # terminal escape sequences, characters that reverse the text's direction, surrogates
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
 
 
 class CommandError(Exception):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aws.client import connect, run_command
 from aws.names import check_project
+from common import Parser
 from lifecycle import batch, deploy, destroy, logs, settings, status
 
 
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="An endpoint on SageMaker, from deploy to destroy.")
+    parser = Parser(description="An endpoint on SageMaker, from deploy to destroy.")
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     def add_verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from pathlib import Path
 from aws.client import Aws, AwsError, connect, is_denied, none_if_missing, run_command
 from aws.names import build_role_name, check_project, image_name
 from aws.roles import check_role_is_ours, remove_role
-from common import CommandError
+from common import CommandError, Parser
 from ecr import codebuild, docker_build, repository, scan
 from ecr.catalogue import TABLE, slim_architecture
 from lifecycle import remove
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Build the serving image, push it to ECR, scan it.")
+    parser = Parser(description="Build the serving image, push it to ECR, scan it.")
     add = parser.add_argument
     add("--project", required=True, help="names the repository")
     add("--build", type=Path, default=Path("build"), help="build/<project>, for image.json")

@@ -16,7 +16,7 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from common import CommandError, sample_image
+from common import CommandError, Parser, sample_image
 from emulator import docker_run
 from emulator.process import HOST, RunningServer, environment_without_aws, server_process
 from emulator.sagemaker_proxy import PATHS, forward, proxy
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Serve a packaged model on this machine as SageMaker would.")
+    parser = Parser(description="Serve a packaged model on this machine as SageMaker would.")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder that package/export.py wrote")
     add("--port", type=int, default=8080, help="0 for a free one")

@@ -25,6 +25,7 @@ from aws.names import (
     ttl_name,
 )
 from aws.roles import create_role, remove_role
+from common import Parser
 
 POLICIES = Path(__file__).with_name("policies")
 ROLES = {"execution_role": role_name, "ttl_role": ttl_name, "build_role": build_role_name}
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="The roles and policies of a project.")
+    parser = Parser(description="The roles and policies of a project.")
     parser.add_argument("--project", required=True)
     parser.add_argument("--bucket", help="default: SageMaker's own")
     parser.add_argument(

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 REQUIRED = (
     "code/app.py",
@@ -28,13 +29,21 @@ REQUIRED = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
+
+
 class ArchiveError(Exception):
     """A folder that cannot be packed as an archive that SageMaker can serve."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(description="Pack a model folder as a reproducible model.tar.gz.")
+    parser = Parser(description="Pack a model folder as a reproducible model.tar.gz.")
     parser.add_argument("--model", type=Path, required=True, help="folder that package/export.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="the .tar.gz to write")
     args = parser.parse_args(argv)

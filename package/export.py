@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from parity import DifferentError, brief, check_parity, handlers
 from precision import CANDIDATES, choose
@@ -33,13 +33,21 @@ if TYPE_CHECKING:
 SERVE = Path(__file__).resolve().parents[1] / "serve"
 
 
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
+
+
 class ExportError(Exception):
     """A Learner that cannot be packaged, or not on this machine; the message says what to do."""
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Export a Learner as ONNX and check its answers.")
+    parser = Parser(description="Export a Learner as ONNX and check its answers.")
     add = parser.add_argument
     add("--train", type=Path, required=True, help="folder that train/train.py wrote")
     add("--out", type=Path, required=True, help="folder to write: model.tar.gz, unpacked")

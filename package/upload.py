@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 MAX_PROJECT_NAME = 40  # as in deploy/aws/names.py
 PART = 8 * 2**20  # bytes; boto3's default part size. S3's checksum of a multipart object depends on it
@@ -32,6 +32,14 @@ ADVICE = (  # a pattern in the name of botocore's exception or in AWS's error co
     ),
     ("", "run the command again"),
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
 
 
 class UploadError(Exception):
@@ -63,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(":")[0])
+    parser = Parser(description=__doc__.splitlines()[0].partition(":")[0])
     parser.add_argument("--archive", type=Path, required=True, help="the .tar.gz to upload")
     parser.add_argument("--project", required=True, help="the first part of the key")
     parser.add_argument("--bucket", help="default: SageMaker's own, created if it is missing")

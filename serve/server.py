@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import anyio.to_thread
 from starlette.applications import Starlette
@@ -60,6 +60,14 @@ request_slots = asyncio.Semaphore(REQUEST_SLOTS)
 threads = anyio.CapacityLimiter(FETCH_SLOTS + DECODE_SLOTS)
 log = logging.getLogger("server")
 access_log = logging.getLogger("access")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
 
 
 async def answer(model: Model | None, request: Request) -> Response:
@@ -157,7 +165,7 @@ def application() -> Starlette:
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C; finish requests in flight first. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(":")[0])
+    parser = Parser(description=__doc__.splitlines()[0].partition(":")[0])
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="folder with model.json and model.onnx")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one; the log names it")

@@ -13,6 +13,7 @@ import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from PIL import Image, ImageDraw, ImageOps
 
@@ -36,6 +37,14 @@ FILES = [
     (".png", "PNG", "RGBA", 9),
     (".gif", "GIF", "P", 9),
 ]
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
 
 
 @dataclass
@@ -233,7 +242,7 @@ def draw(folder: Path, count: int = 400, seed: int = 0) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")

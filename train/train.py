@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pictures
 import reporting
@@ -29,6 +29,14 @@ from pictures import UsageError
 
 if TYPE_CHECKING:
     from fastai.vision.all import DataLoaders, Learner
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports an invalid command line as one sentence, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"error: {message}: see {self.prog} --help\n")
 
 
 def find_precision(wanted: str) -> str:
@@ -188,7 +196,7 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line; the defaults are the guide's pets."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument

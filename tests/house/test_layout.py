@@ -1,6 +1,7 @@
 """The layout: folders that do not import each other, and inside deploy/ imports that go one way."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,24 +102,28 @@ def test_serving_needs_neither_torch_nor_fastai():
     assert not set().union(*(top_level(file) for file in python_files("serve"))) & heavy
 
 
-def test_every_script_explains_itself():
-    """Each runs alone, from any folder. All at once, because most of the time is Python's own start."""
+def outputs(flag: str) -> dict[str, tuple[int, str, str]]:
+    """Each script's exit code, stdout and stderr. All at once: most of the time is Python's own start."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     here = [script for script in SCRIPTS if script.partition("/")[0] in FOLDERS]
-    command = [sys.executable]
-    started = [
-        subprocess.Popen(
-            [*command, ROOT / script, "--help"],
-            cwd="/",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    started = {
+        script: subprocess.Popen([sys.executable, ROOT / script, flag], cwd="/", text=True, **pipes)
         for script in here
-    ]
-    for script, process in zip(here, started, strict=True):
-        out, error = process.communicate(timeout=120)
-        assert process.returncode == 0, f"{script}: {error}"
+    }
+    ended = {script: process.communicate(timeout=120) for script, process in started.items()}
+    return {script: (started[script].returncode, *output) for script, output in ended.items()}
+
+
+def test_every_script_explains_itself_from_any_folder():
+    for script, (code, out, error) in outputs("--help").items():
+        assert (code, error) == (0, ""), script
         assert "usage:" in out, script
+
+
+def test_a_bad_command_line_is_one_sentence():
+    for script, (code, out, error) in outputs("--no-such-flag").items():
+        assert (code, out) == (2, ""), script
+        assert re.fullmatch(r"error: .+: see \w+\.py --help\n", error), script
 
 
 def test_no_function_is_longer_than_40_lines():

@@ -29,9 +29,9 @@ OLD_NAMES = re.findall(  # files, functions and constants that have a plain name
     """
     grey_picture printable patiently of_variant telling lasthour settle replacing trouble SURE
     hourly.py grey.py stop.py watch.py gate.py context.py images.py registry.py scaling.py front.py
-    processes.py containers.py patience.py graphs.py large.py verdicts.py results.py sample.py waiting.py fleet.py speed.py
-    wording.py month.py stacks.py probe.py targets.py cold.py cloud.py standins.py wire.py hub.py scripted.py
-    tools.py builds.py offers.py commands.py
+    processes.py containers.py patience.py graphs.py large.py verdicts.py results.py sample.py
+    waiting.py fleet.py speed.py wording.py month.py stacks.py probe.py targets.py cold.py
+    cloud.py standins.py wire.py hub.py scripted.py tools.py builds.py offers.py commands.py
     """,
 )
 SUFFIXES = {".py", ".md", ".yaml", ".toml", ".yml"}
