@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What model.json's `use` may name: the graph file, and OpenVINO's INFERENCE_PRECISION_HINT; "" on a GPU.
-MODES = {
+# What model.json's `use` may name: the graph file, and OpenVINO's INFERENCE_PRECISION_HINT; None on a GPU.
+MODES: dict[str, tuple[str, str | None]] = {
     "fp32": ("model.onnx", "f32"),
     "bf16": ("model.onnx", "bf16"),
     "int8": ("model.int8.onnx", "f32"),  # the graph itself says which operators are int8
-    "cuda-fp32": ("model.onnx", ""),
-    "cuda-fp16": ("model.fp16.onnx", ""),
+    "cuda-fp32": ("model.onnx", None),
+    "cuda-fp16": ("model.fp16.onnx", None),
 }
 # Without these instructions int8 is no faster than fp32, and its sums may overflow on older chips.
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}

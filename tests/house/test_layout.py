@@ -104,12 +104,13 @@ def test_serving_needs_neither_torch_nor_fastai():
 
 def outputs(flag: str) -> dict[str, tuple[int, str, str]]:
     """Each script's exit code, stdout and stderr. All at once: most of the time is Python's own start."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     here = [script for script in SCRIPTS if script.partition("/")[0] in FOLDERS]
-    started = {
-        script: subprocess.Popen([sys.executable, ROOT / script, flag], cwd="/", text=True, **pipes)
-        for script in here
-    }
+    started = {}
+    for script in here:
+        command = [sys.executable, str(ROOT / script), flag]
+        started[script] = subprocess.Popen(
+            command, cwd="/", text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
     ended = {script: process.communicate(timeout=120) for script, process in started.items()}
     return {script: (started[script].returncode, *output) for script, output in ended.items()}
 
