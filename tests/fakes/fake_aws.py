@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 import boto3
 import botocore.session
 from botocore.retries.standard import ExponentialBackoff
-from moto.moto_api._internal.models import moto_api_backend
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
+from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
 import gate
 import hourly
+import moto_process
 import patience
 import watch
 from aws_protocol import name_of, refusal
@@ -56,8 +55,8 @@ class Fault:
 class Cloud:
     """An account. `answer(endpoint, headers, body)` is what its containers say: a status and bytes."""
 
+    moto: moto_process.Moto
     url: str = ""
-    moto: Callable | None = None
     calls: Counter = field(default_factory=Counter)
     broken: Counter = field(default_factory=Counter)  # (call, kind of fault)
     faults: list[Fault] = field(default_factory=list)
@@ -148,9 +147,9 @@ class Cloud:
             fault = self.fault_of(call)
         if fault and fault.kind in FAULTS:
             return refusal(request, call, *FAULTS[fault.kind])(environ, start_response)
-        if fault and fault.kind == "interrupt":
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         reply = self.stand_in(request, call, body) or Response.from_app(self.moto, environ)
+        if fault and fault.kind == "interrupt":  # once AWS has done the work, so that no test races with it
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         if fault and fault.kind == "cut":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return reply(environ, start_response)
@@ -171,7 +170,8 @@ class Cloud:
 @contextmanager
 def running() -> Iterator[Cloud]:
     """An empty account, until the block ends."""
-    cloud = Cloud(moto=DomainDispatcherApplication(create_backend_app))
+    cloud = Cloud(moto_process.shared())
+    cloud.moto.reset()
     server = make_server("127.0.0.1", 0, cloud, threaded=True, request_handler=Quiet)
     cloud.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -182,11 +182,13 @@ def running() -> Iterator[Cloud]:
         server.shutdown()
         server.server_close()
         thread.join()
-        moto_api_backend.reset()
 
 
-class Quiet(MotoRequestHandler):
-    """Without a line per request."""
+class Quiet(WSGIRequestHandler):
+    """With the headers as they were sent, for moto; without a line per request."""
+
+    def make_environ(self) -> dict:
+        return super().make_environ() | {moto_process.HEADERS: self.headers.items()}
 
     def log(self, *args: object) -> None:
         pass
