@@ -11,18 +11,16 @@ import os
 import sys
 from pathlib import Path
 
-import codebuild
-import context
-import destroy
-import registry
-import role
-import scan
-from aws import Aws, AwsError, Stop, guarded, is_denied, unless_missing
-from aws import connect as account
-from images import TABLE, slim_architecture
-from names import build_role_name, check_project, image_name
-from settings import KINDS
-from state import describe_config, look, variant_of
+from aws import roles
+from aws.client import Aws, AwsError, connect, is_denied, none_if_missing, run_command
+from aws.names import build_role_name, check_project, image_name
+from common import CommandError
+from ecr import codebuild, docker_build, scan
+from ecr.catalogue import TABLE, slim_architecture
+from ecr.repository import create_repository, ensure_docker_manifest, find_image, find_repository, push
+from lifecycle import remove
+from lifecycle.settings import KINDS
+from lifecycle.state import describe_config, get_state, variant_of
 
 BUILDERS = ("docker", "codebuild")
 
@@ -33,9 +31,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def run() -> int:
         check_project(args.project)
-        return (delete if args.delete else make)(account(), args)
+        return (delete if args.delete else make)(connect(), args)
 
-    return guarded(run)
+    return run_command(run)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -58,19 +56,19 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def make(aws: Aws, args: argparse.Namespace) -> int:
     """Build, push and scan the image, as far as that is not done yet. Raises Stop."""
     project, architecture = args.project, slim_architecture(args.kind, args.instance)
-    tag = context.tag(architecture, args.base)
-    repository = registry.find_repository(aws, project)
-    known = repository and registry.find_image(aws, project, tag)
+    tag = docker_build.content_tag(architecture, args.base)
+    repository = find_repository(aws, project)
+    known = repository and find_image(aws, project, tag)
     if not known:
         repository = build(aws, args, architecture, tag)
-    image = registry.as_docker_image(aws, project, tag, architecture)
+    image = ensure_docker_manifest(aws, project, tag, architecture)
     size, digest = image["imageSizeInBytes"], image["imageDigest"]
     name = f"{repository['repositoryUri']}:{tag}"
     how = "there already" if known else "pushed"
     print(f"{name}: {how}, {size / 1e6:.0f} MB; {storage(size)}", flush=True)
-    found = scan.findings(aws, project, digest)
-    scan.show(found)
-    scan.check(found, args.fail_on)
+    found = scan.wait_for_findings(aws, project, digest)
+    scan.print_findings(found)
+    scan.check_findings(found, args.fail_on)
     facts = {"uri": f"{repository['repositoryUri']}@{digest}", "digest": digest, "tag": tag}
     facts |= {"architecture": architecture, "base": args.base, "bytes": size}
     facts |= {"region": aws.region, "account": aws.account}
@@ -81,32 +79,37 @@ def make(aws: Aws, args: argparse.Namespace) -> int:
 
 def build(aws: Aws, args: argparse.Namespace, architecture: str, tag: str) -> dict:
     """Build the image and push it to the repository, which is made if it is missing. Raises Stop."""
-    how = args.builder or ("docker" if context.is_there_docker() else "codebuild")
-    if how == "docker" and args.builder and not context.is_there_docker():
-        raise Stop(3, "no Docker engine answers here: start one, or leave `builder` out for CodeBuild")
+    how = args.builder or ("docker" if docker_build.is_docker_running() else "codebuild")
+    if how == "docker" and args.builder and not docker_build.is_docker_running():
+        raise CommandError(
+            3, "no Docker engine answers here: start one, or leave `builder` out for CodeBuild"
+        )
     if how == "codebuild":
-        print(f"{tag} is built by CodeBuild, which takes {codebuild.price(architecture)}", flush=True)
-        codebuild.role(aws, args.project)  # before anything is made
-        repository = registry.make_repository(aws, args.project)
+        print(
+            f"{tag} is built by CodeBuild, which takes {codebuild.price_sentence(architecture)}", flush=True
+        )
+        codebuild.find_build_role(aws, args.project)  # before anything is made
+        repository = create_repository(aws, args.project)
         image = f"{repository['repositoryUri']}:{tag}"
         codebuild.build(aws, args.project, args.bucket, image, architecture, args.base)
         return repository
     print(f"{tag} is built by Docker here", flush=True)
     local = build_here(architecture, args.base)
-    repository = registry.make_repository(aws, args.project)
-    registry.push(aws, repository, local, tag)
+    repository = create_repository(aws, args.project)
+    push(aws, repository, local, tag)
     return repository
 
 
 def build_here(architecture: str, base: str | None) -> str:
     """The local image's name. Raises Stop, with a way out if this machine is of another kind."""
     try:
-        return context.build(architecture, base)
-    except Stop as stop:
-        if architecture == context.here():
+        return docker_build.build(architecture, base)
+    except CommandError as stop:
+        here = docker_build.host_architecture()
+        if architecture == here:
             raise
-        text = f"{stop}; or, since this machine is {context.here()} and the image {architecture}"
-        raise Stop(stop.code, f"{text}, have it built in your account: --builder codebuild") from None
+        text = f"{stop}; or, since this machine is {here} and the image {architecture}"
+        raise CommandError(stop.code, f"{text}, have it built in your account: --builder codebuild") from None
 
 
 def storage(size: int) -> str:
@@ -133,16 +136,16 @@ def delete(aws: Aws, args: argparse.Namespace) -> int:
     if used := used_by(aws, project):
         text = f"the endpoint {project} uses {used} and could not start another instance without it"
         if not args.yes:
-            raise Stop(1, f"{text}: end it first with `invoke destroy`, or insist with --yes")
+            raise CommandError(1, f"{text}: end it first with `invoke destroy`, or insist with --yes")
         print(f"note: {text}")
-    found, made = [*destroy.find_image(aws, project), *find_context(aws, args)], find_role(aws, project)
+    found, made = [*remove.find_images(aws, project), *find_context(aws, args)], find_role(aws, project)
     if made:
         print(f"  {'role':14} {made}")
     if not found and not made:
         print(f"no image of {project} is on AWS in {aws.region}, and nothing that makes one")
     if made and not found and not args.yes:
-        destroy.confirm(project)
-    failed = destroy.remove_all(project, found, args.yes)
+        remove.confirm(project)
+    failed = remove.remove_all(project, found, args.yes)
     if made:
         remove_role(aws, project, made)
     (args.build / "image.json").unlink(missing_ok=True)
@@ -153,40 +156,40 @@ def delete(aws: Aws, args: argparse.Namespace) -> int:
 
 def used_by(aws: Aws, project: str) -> str | None:
     """The image that the project's endpoint runs, if it is from the project's own repository."""
-    endpoint = look(aws, project).endpoint
+    endpoint = get_state(aws, project).endpoint
     config = endpoint and describe_config(aws, endpoint["EndpointConfigName"])
     if not config:
         return None
     name = variant_of(config)["ModelName"]
-    model = unless_missing(aws("sagemaker").describe_model, ModelName=name)
+    model = none_if_missing(aws("sagemaker").describe_model, ModelName=name)
     image = model["PrimaryContainer"]["Image"] if model else ""
     return image if f"/{image_name(project)}@" in image else None
 
 
-def find_context(aws: Aws, args: argparse.Namespace) -> list[destroy.Item]:
+def find_context(aws: Aws, args: argparse.Namespace) -> list[remove.Item]:
     """What CodeBuild built, in S3."""
     bucket, folder = args.bucket or f"sagemaker-{aws.region}-{aws.account}", f"{args.project}/image/"
     kinds = ["Versions", "DeleteMarkers"]
-    objects = destroy.listed(aws, "list_object_versions", kinds, bucket, args.project)
+    objects = remove.list_objects(aws, "list_object_versions", kinds, bucket, args.project)
     ours = [one for one in objects if one["Key"].startswith(folder)]
     keys = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in ours]
-    name = f"s3://{bucket}/{folder} ({destroy.counted(keys)})"
-    return [destroy.Item("data", name, lambda: destroy.remove_objects(aws, bucket, keys))] if keys else []
+    name = f"s3://{bucket}/{folder} ({remove.counted(keys)})"
+    return [remove.Item("data", name, lambda: remove.remove_objects(aws, bucket, keys))] if keys else []
 
 
 def find_role(aws: Aws, project: str) -> str | None:
     """The name of the role that CodeBuild took on, if there is one. Raises Stop if it is somebody else's."""
     name = build_role_name(project)
-    made = unless_missing(aws("iam").get_role, RoleName=name)
+    made = none_if_missing(aws("iam").get_role, RoleName=name)
     if made:
-        role.check_ours(made["Role"], project)
+        roles.check_role_is_ours(made["Role"], project)
     return name if made else None
 
 
 def remove_role(aws: Aws, project: str, name: str) -> None:
     """Delete the role; where you may not, it stays, which costs nothing."""
     try:
-        role.remove(aws, project, name)
+        roles.remove_role(aws, project, name)
         print(f"removed role {name}")
     except AwsError as error:
         if not is_denied(error):

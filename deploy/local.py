@@ -1,7 +1,8 @@
 """The endpoint on this machine: `python deploy/local.py --model build/pets/model [--stack ray] [COMMAND]`.
 
 Starts the model folder's own server in a process of its own, as the container would (with --docker: the
-container itself, as large as an instance), and front.py before it in SageMaker's place. Serves until Ctrl-C.
+container itself, as large as an instance), and emulator/sagemaker_proxy.py in front of it, in SageMaker's
+place. Serves until Ctrl-C.
 With a COMMAND it serves until that ends, and exits with its code; the command's boto3 speaks to this endpoint
 (AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME).
 """
@@ -16,11 +17,10 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import containers
-from front import PATHS, ask, front
-from grey import grey_picture
-from processes import HOST, Running, bare, without_aws
-from stop import Stop
+from common import CommandError, sample_image
+from emulator import docker_run
+from emulator.process import HOST, RunningServer, environment_without_aws, server_process
+from emulator.sagemaker_proxy import PATHS, forward, proxy
 
 START_SECONDS = 120
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with open_socket(args.port) as listener:
             return serve(args, listener)
-    except Stop as stop:
+    except CommandError as stop:
         print(f"error: {stop}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
@@ -67,12 +67,12 @@ def serve(args: argparse.Namespace, listener: socket.socket) -> int:
     """Start the container's process, stand before it, and run the command (or wait)."""
     model = args.model.resolve()
     if not (model / "model.json").is_file():
-        raise Stop(2, f"{model} is not a packaged model: run `invoke package` first")
+        raise CommandError(2, f"{model} is not a packaged model: run `invoke package` first")
     url = f"http://{HOST}:{listener.getsockname()[1]}"
     start = time.monotonic()
     # In a container AWS's adapter is there, and stands between SageMaker's paths and Ray's.
     paths = "plain" if args.docker else args.stack
-    with container(model, args) as running, front(listener, running.url, paths):
+    with container(model, args) as running, proxy(listener, running.url, paths):
         wait_until_it_answers(running, PATHS[paths][1])
         how = f"{args.stack}{' in Docker' if args.docker else ''}, ready in {time.monotonic() - start:.1f} s"
         print(f"{os.path.relpath(model)} answers at {url} ({how})", flush=True)
@@ -81,15 +81,19 @@ def serve(args: argparse.Namespace, listener: socket.socket) -> int:
         print(f"ask it: python client/cli.py PICTURE... --url {url}", flush=True)
         print(f"log: {running.log}; Ctrl-C ends it", flush=True)
         running.process.wait()
-        raise Stop(3, f"the server ended by itself{ending(running)}; its log ends with:\n{tail(running.log)}")
+        raise CommandError(
+            3, f"the server ended by itself{ending(running)}; its log ends with:\n{tail(running.log)}"
+        )
 
 
-def container(model: Path, args: argparse.Namespace) -> AbstractContextManager[Running]:
+def container(model: Path, args: argparse.Namespace) -> AbstractContextManager[RunningServer]:
     """The server that the command line asks for."""
     if args.docker:
-        containers.check_engine()
-        return containers.running(model, args.stack, args.base, containers.limits(args.instance, args.memory))
-    return bare(model, args.stack)
+        docker_run.check_engine()
+        return docker_run.container(
+            model, args.stack, args.base, docker_run.size_flags(args.instance, args.memory)
+        )
+    return server_process(model, args.stack)
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:
@@ -97,12 +101,12 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     try:
         return subprocess.call(command, env=environment)
     except OSError as error:
-        raise Stop(2, f"{command[0]} cannot be run: {error.strerror}") from None
+        raise CommandError(2, f"{command[0]} cannot be run: {error.strerror}") from None
 
 
 def aws_environment(url: str) -> dict[str, str]:
     """This environment with boto3's sagemaker-runtime pointed here, and no real credentials in it."""
-    return without_aws() | {
+    return environment_without_aws() | {
         "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": url,
         "AWS_ACCESS_KEY_ID": "local",
         "AWS_SECRET_ACCESS_KEY": "local",
@@ -110,20 +114,20 @@ def aws_environment(url: str) -> dict[str, str]:
     }
 
 
-def wait_until_it_answers(running: Running, path: str) -> None:
+def wait_until_it_answers(running: RunningServer, path: str) -> None:
     """Wait until a picture is answered: Ray's health check says yes before there is a model."""
     deadline = time.monotonic() + START_SECONDS
     process = running.process
     while process.poll() is None and time.monotonic() < deadline:
-        if ask("POST", running.url + path, 5, grey_picture())[0] == 200:
+        if forward("POST", running.url + path, 5, sample_image())[0] == 200:
             return
         time.sleep(0.1)
     ended = process.poll() is not None
     what = f"ended{ending(running)}" if ended else f"did not answer within {START_SECONDS} s"
-    raise Stop(1, f"the server {what}; its log ends with:\n{tail(running.log)}")
+    raise CommandError(1, f"the server {what}; its log ends with:\n{tail(running.log)}")
 
 
-def ending(running: Running) -> str:
+def ending(running: RunningServer) -> str:
     """What an exit code says by itself: a container over its memory is killed, without a word in its log."""
     killed = running.process.returncode in (137, -9)
     return ", killed from outside: was its memory too small?" if killed else ""
@@ -141,7 +145,7 @@ def open_socket(port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         text = f"port {port} cannot be had ({reason}): choose another with --port, or 0 for a free one"
-        raise Stop(2, text) from None
+        raise CommandError(2, text) from None
 
 
 if __name__ == "__main__":

@@ -8,36 +8,32 @@ service, may do anything.
 """
 
 import argparse
-import contextlib
 import json
 import re
 import sys
 from pathlib import Path
 from string import Template
 
-from aws import Aws, AwsError, Failure, Stop, as_stop, connect, guarded, is_denied, unless_missing
-from names import (
-    PROJECT,
+from aws.client import Aws, Failure, as_command_error, connect, run_command
+from aws.names import (
     alarm_prefix,
     build_log_group,
     build_role_name,
     check_project,
     image_name,
     role_name,
-    tag_list,
     ttl_name,
 )
+from aws.roles import create_role, remove_role
 
 POLICIES = Path(__file__).with_name("policies")
-METADATA = Path("/opt/ml/metadata/resource-metadata.json")  # in SageMaker Studio and notebooks
-INLINE = "fastai-sagemaker"
 ROLES = {"execution_role": role_name, "ttl_role": ttl_name, "build_role": build_role_name}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the policies, or make the roles, or remove them."""
     args = arguments(argv)
-    return guarded(lambda: run(args))
+    return run_command(lambda: run(args))
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -47,8 +43,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--bucket", help="default: SageMaker's own")
     parser.add_argument("--role", help="an execution role of your own, for the deployer to hand on")
     parser.add_argument("--kms-key", help="an own key's ARN or id, which both may use")
-    parser.add_argument("--read", type=places, default=[], help="transform's pictures: 's3://a/b,s3://c'")
-    parser.add_argument("--write", type=places, default=[], help="transform's answers, likewise")
+    parser.add_argument(
+        "--read", type=s3_prefixes, default=[], help="transform's pictures: 's3://a/b,s3://c'"
+    )
+    parser.add_argument("--write", type=s3_prefixes, default=[], help="transform's answers, likewise")
     parser.add_argument("--create", action="store_true", help="make the roles, or bring them up to date")
     parser.add_argument("--remove", action="store_true", help="delete the roles")
     return parser.parse_args(argv)
@@ -57,31 +55,31 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> int:
     """What the command line says; the exit code."""
     project = check_project(args.project)
-    aws = somewhere() if not (args.create or args.remove) else connect()
+    aws = connect_or_placeholder() if not (args.create or args.remove) else connect()
     documents = policies(aws, project, args)
     names = {key: name(project) for key, name in ROLES.items()}
     if args.remove:
         for name in names.values():
-            print(f"{name}: {'removed' if remove(aws, project, name) else 'there is no such role'}")
+            print(f"{name}: {'removed' if remove_role(aws, project, name) else 'there is no such role'}")
     elif args.create:
         for key, name in names.items():
-            print(f"{name}: {create(aws, project, name, documents[key])}")
+            print(f"{name}: {create_role(aws, project, name, documents[key])}")
     else:
         print(json.dumps(documents, indent=2))
     return 0
 
 
-def somewhere() -> Aws:
+def connect_or_placeholder() -> Aws:
     """The user's account; without credentials, words that stand for it."""
     try:
         return connect()
     except Failure as error:
-        reason = as_stop(error)
+        reason = as_command_error(error)
         print(f"note: ACCOUNT and REGION are yours to fill in ({reason})", file=sys.stderr)
         return Aws(None, "REGION", "aws", "ACCOUNT", "")
 
 
-def places(text: str) -> list[str]:
+def s3_prefixes(text: str) -> list[str]:
     """Addresses in S3 between commas, without s3:// and the last slash."""
     found = [word.strip() for word in text.split(",")]
     if not all(re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/.*)?", word) for word in found):
@@ -140,80 +138,6 @@ def for_batches(aws: Aws, read: list[str], write: list[str]) -> list[dict]:
         arns = sorted({f"arn:{aws.partition}:s3:::{place.partition('/')[0]}" for place in read})
         found.append({"Effect": "Allow", "Action": "s3:ListBucket", "Resource": arns})
     return found
-
-
-def create(aws: Aws, project: str, name: str, documents: dict) -> str:
-    """Make a role, or bring ours up to date; returns its ARN. Raises Stop if it is somebody else's."""
-    iam, trust = aws("iam"), json.dumps(documents["trust"])
-    found = unless_missing(iam.get_role, RoleName=name)
-    if found is None:
-        request = {"RoleName": name, "AssumeRolePolicyDocument": trust}
-        with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):  # a request that was repeated
-            iam.create_role(**request, Tags=tag_list({PROJECT: project}))
-        found = iam.get_role(RoleName=name)
-    check_ours(found["Role"], project)
-    iam.update_assume_role_policy(RoleName=name, PolicyDocument=trust)
-    iam.put_role_policy(RoleName=name, PolicyName=INLINE, PolicyDocument=json.dumps(documents["policy"]))
-    return found["Role"]["Arn"]
-
-
-def remove(aws: Aws, project: str, name: str) -> bool:
-    """Delete a role of ours; whether there was one. Raises Stop if it is somebody else's."""
-    found = unless_missing(aws("iam").get_role, RoleName=name)
-    if found is None:
-        return False
-    check_ours(found["Role"], project)
-    unless_missing(aws("iam").delete_role_policy, RoleName=name, PolicyName=INLINE)
-    unless_missing(aws("iam").delete_role, RoleName=name)
-    return True
-
-
-def check_ours(role: dict, project: str) -> None:
-    """Raises Stop unless the role bears the project's tag."""
-    if {"Key": PROJECT, "Value": project} not in role.get("Tags", []):
-        raise Stop(2, f"the role {role['RoleName']} was not made by this tool: rename or delete it")
-
-
-# --- the role of a deployment
-
-
-def find_role(aws: Aws, given: str | None, project: str, metadata: Path = METADATA) -> str:
-    """The execution role's ARN: the one given, the notebook's own, or that of `invoke role --create`.
-
-    Raises Stop when there is none.
-    """
-    if given:
-        return given if given.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account}:role/{given}"
-    if attached := notebook_role(aws, metadata):
-        return attached
-    try:
-        found = unless_missing(aws("iam").get_role, RoleName=role_name(project))
-    except AwsError as error:
-        if not is_denied(error):
-            raise
-        raise Stop(3, f"{as_stop(error)}; or give the role's ARN as `role`") from None
-    if found is None:
-        raise Stop(2, "there is no execution role: `invoke role --create` makes one, or give yours as `role`")
-    return found["Role"]["Arn"]
-
-
-def notebook_role(aws: Aws, metadata: Path) -> str | None:
-    """The role of the SageMaker notebook or Studio space that this runs in; None elsewhere."""
-    try:
-        facts = json.loads(metadata.read_text())
-    except (OSError, ValueError):
-        return None
-    if "ExecutionRoleArn" in facts:
-        return facts["ExecutionRoleArn"]
-    sagemaker = aws("sagemaker")
-    if "DomainId" not in facts:
-        return sagemaker.describe_notebook_instance(NotebookInstanceName=facts["ResourceName"])["RoleArn"]
-    domain = {"DomainId": facts["DomainId"]}
-    if "UserProfileName" in facts:
-        profile = sagemaker.describe_user_profile(**domain, UserProfileName=facts["UserProfileName"])
-        if role := profile.get("UserSettings", {}).get("ExecutionRole"):
-            return role
-    return sagemaker.describe_domain(**domain)["DefaultUserSettings"]["ExecutionRole"]
 
 
 if __name__ == "__main__":

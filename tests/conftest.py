@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import context
+from ecr import docker_build
 from support import LABELS, ROOT, Endpoint, run, serving
 
 # Before torch is imported: threads that spin while they wait slow down whatever else runs on a small machine.
@@ -45,7 +45,7 @@ def ray_endpoint(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="session")
 def docker() -> None:
     """A Docker engine; BASE_IMAGE in the environment names an image in place of the Dockerfile's own base."""
-    if not context.is_there_docker():
+    if not docker_build.is_docker_running():
         pytest.skip("no Docker engine answers here")
 
 

@@ -13,8 +13,8 @@ import yaml
 
 import export
 import options
-import settings
 import train
+from lifecycle import settings
 from support import INVOKE, ROOT, invoke, run, said, value
 
 COST_BY_TASKS = {"example", "compare", "simulate", "hourly", "actual", "billed", "refresh", "json", "csv"}

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-import front
 import predictor
+from emulator import sagemaker_proxy
 from predictor import SERVERLESS_LIMIT, ImagePredictor, PredictionError
 from scripted_server import ANSWER, aws_error, model_error, reply, scripted
 
@@ -546,7 +546,7 @@ def test_patience_is_what_the_application_says(aws, quick):
 def test_a_busy_server_behind_sagemaker_is_asked_again(aws, quick):
     listener = socket.create_server(("127.0.0.1", 0))
     steps = [reply(503, BUSY), reply(503, BUSY), reply(), reply(503, BUSY)]
-    with scripted(*steps) as server, front.front(listener, server.url, "plain"):
+    with scripted(*steps) as server, sagemaker_proxy.proxy(listener, server.url, "plain"):
         pets = on_sagemaker(aws, f"http://127.0.0.1:{listener.getsockname()[1]}")
         assert pets.predict(b"x") == ANSWER
         assert len(server.requests) == 3

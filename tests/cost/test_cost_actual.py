@@ -181,6 +181,6 @@ def test_no_account_is_a_sentence_and_exit_code_3(aws, tmp_path, changes, says):
 
 
 def test_deploys_tag_is_the_one_that_is_looked_for():
-    import names
+    from aws.names import PROJECT_TAG
 
-    assert names.PROJECT == actual.TAG
+    assert PROJECT_TAG == actual.TAG

@@ -7,13 +7,13 @@ import time
 import pytest
 from botocore import exceptions
 
-import diagnose
-import endpoint
 import fake_aws as aws
 import role
 import upload
-from aws import as_stop
+from aws.client import as_command_error
+from endpoint import main
 from fake_aws import build
+from lifecycle import diagnose
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def pets(cloud, tmp_path, capsys):
         if verb == "deploy":
             assert upload.main([*places, "--project", "pets"]) == 0
         capsys.readouterr()
-        done = endpoint.main([verb, "--project", "pets", "--build", str(folder), *words])
+        done = main([verb, "--project", "pets", "--build", str(folder), *words])
         said = capsys.readouterr()
         assert done == code, said.out + said.err
         return said.out + said.err
@@ -395,9 +395,9 @@ def test_an_archive_or_a_bucket_that_is_gone_is_told(cloud, pets):
     pets("destroy", "--yes", "--data")
     (pets.folder / "model.tar.gz").write_bytes(b"one")
     words = ["deploy", "--project", "pets", "--build", str(pets.folder)]
-    assert endpoint.main(words) == 3
+    assert main(words) == 3
     cloud.client("s3").delete_bucket(Bucket=f"sagemaker-{aws.REGION}-123456789012")
-    assert endpoint.main(words) == 3
+    assert main(words) == 3
     assert cloud.left() == []
 
 
@@ -412,14 +412,14 @@ def test_an_archive_or_a_bucket_that_is_gone_is_told(cloud, pets):
     ],
 )
 def test_what_aws_itself_could_not_do_is_believed_before_the_log(reason, advice):
-    assert advice in diagnose.likely(reason, ["No module named 'x'"])
+    assert advice in diagnose.likely_cause(reason, ["No module named 'x'"])
 
 
 def test_words_that_look_like_a_cause_are_none():
     lines = ["SECRET_KEY is set", "loading model data from s3://b/k", "assuming 2 cores"]
     ping = "did not pass the ping health check"
-    assert diagnose.likely("unknown", lines) is None
-    assert "its log says why" in diagnose.likely(ping, lines)
+    assert diagnose.likely_cause("unknown", lines) is None
+    assert "its log says why" in diagnose.likely_cause(ping, lines)
 
 
 def test_a_log_that_may_not_be_read_is_not_called_empty(cloud, pets):
@@ -472,7 +472,7 @@ def test_an_error_of_aws_is_a_sentence_with_the_right_advice(
     ],
 )
 def test_a_login_that_has_ended_is_told_how_to_begin_anew(error, advice):
-    stop = as_stop(error)
+    stop = as_command_error(error)
     assert advice in str(stop)
     assert "your AWS identity may not" not in str(stop)
 
@@ -493,6 +493,6 @@ def test_a_login_that_has_ended_is_told_how_to_begin_anew(error, advice):
     ],
 )
 def test_known_causes_are_recognised(line, advice):
-    cause = diagnose.likely(line, [])
-    assert cause == diagnose.likely("unknown", ["INFO ready", line])
+    cause = diagnose.likely_cause(line, [])
+    assert cause == diagnose.likely_cause("unknown", ["INFO ready", line])
     assert advice in cause if advice else cause is None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 import fake_aws as aws
-import hourly
+from aws import pricing
 from fault_matrix import COMMANDS, REASON, Pets
 
 ALL = os.environ.get("FAULTS") == "all"
@@ -58,7 +58,9 @@ def project(monkeypatch, folder, capsys):
     """A project in an account of its own."""
     with aws.account(monkeypatch) as cloud:
         cloud.answer = aws.knowing
-        monkeypatch.setattr(hourly, "price", lambda *_, **__: hourly.Price(None, None, "price unknown"))
+        monkeypatch.setattr(
+            pricing, "estimate_price", lambda *_, **__: pricing.Price(None, None, "price unknown")
+        )
         aws.build(folder)
         yield Pets(cloud, folder, capsys)
 

@@ -10,27 +10,24 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from moto.ecr.models import ecr_backends
 from test_endpoint_verbs import ACTIONS, allowed
 from werkzeug.wrappers import Response
 
-import codebuild
-import context
 import endpoint
 import fake_aws as aws
 import fake_aws_answers
 import fake_docker_cli
 import image
-import images
 import role
-import scan
 import upload
+from ecr import catalogue, codebuild, docker_build, scan
+from ecr.codebuild import zip_context
 from fake_codebuild import GROUP, CodeBuild
 from fake_registry import running as hub_running
 from support import ROOT, said, value
 
 NAME = "fastai-sagemaker-pets"
-TAG = context.tag("amd64")
+TAG = docker_build.content_tag("amd64")
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 BASE = ["--base", os.environ["BASE_IMAGE"]] if "BASE_IMAGE" in os.environ else []
 REFUSED = "was not made by this tool"
@@ -162,7 +159,7 @@ def test_an_unchanged_image_is_made_once_and_again_is_quick(cloud, shell, run, t
 def test_graviton_gets_an_image_of_its_own(cloud, shell, run, tmp_path):
     run()
     run("--instance", "ml.c7g.large")
-    assert written(tmp_path)["tag"] == context.tag("arm64")
+    assert written(tmp_path)["tag"] == docker_build.content_tag("arm64")
     assert "linux/arm64" in shell.calls("build")[-1]["words"]
     assert len(cloud.client("ecr").describe_images(repositoryName=NAME)["imageDetails"]) == 2
     run("--instance", "ml.c7g.large", "--kind", "serverless")
@@ -216,7 +213,7 @@ def test_a_docker_that_fails_is_a_sentence(cloud, shell, run, monkeypatch, tmp_p
 
 def test_another_processors_image_that_docker_cannot_build_is_codebuilds_task(cloud, shell, run, monkeypatch):
     monkeypatch.setenv("FAIL", "linux/arm64")
-    monkeypatch.setattr(context.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(docker_build.platform, "machine", lambda: "x86_64")
     assert "this machine is amd64 and the image arm64" in run("--instance", "ml.c7g.large", code=3)
 
 
@@ -280,7 +277,7 @@ def findings(cloud, *severities, status="COMPLETE", enhanced=False):
         "imageScanStatus": {"status": status, "description": "as the test wants it"},
         "imageScanFindings": {key: rows, "findingSeverityCounts": many},
     }
-    ecr_backends["123456789012"][aws.REGION].scan_finding_results.append(result)
+    cloud.moto.call("add_scan_result", result=result)
 
 
 @pytest.mark.parametrize("enhanced", [False, True], ids=["of ECR's own", "of Inspector's"])
@@ -319,7 +316,7 @@ def test_a_scan_that_does_not_end_is_not_waited_for_for_ever(cloud, shell, run, 
 
 def test_codebuild_builds_what_is_here_and_pushes_it(cloud, builder, shell, run, tmp_path):
     said = run("--builder", "codebuild", "--instance", "ml.c7g.large")
-    tag = context.tag("arm64")
+    tag = docker_build.content_tag("arm64")
     assert f"{tag} is built by CodeBuild, which takes $0.0034 a minute (us-east-1, 2026-11-22)" in said
     assert "at most $0.06 a build" in said
     assert "codebuild: build\n" in said
@@ -331,7 +328,7 @@ def test_codebuild_builds_what_is_here_and_pushes_it(cloud, builder, shell, run,
     assert build["words"] == ["build", "--platform", "linux/arm64", "--tag", uri, "."]
     assert (build["attestations"], push["words"]) == ("1", ["push", "--quiet", uri])
     unpacked = {file.name: file.read_bytes() for file in (tmp_path / "build-1").iterdir()}
-    assert unpacked == {name: file.read_bytes() for name, file in context.files().items()}
+    assert unpacked == {name: file.read_bytes() for name, file in docker_build.build_files().items()}
 
 
 def test_codebuilds_project_may_run_docker_for_a_while_and_writes_to_its_own_log(cloud, builder, run):
@@ -344,7 +341,7 @@ def test_codebuilds_project_may_run_docker_for_a_while_and_writes_to_its_own_log
     (request,) = builder.requests
     assert request["imageOverride"] == "aws/codebuild/amazonlinux-x86_64-standard:6.0"
     assert request["environmentTypeOverride"] == "LINUX_CONTAINER"
-    assert request["buildspecOverride"] == (ROOT / "deploy/buildspec.yml").read_text()
+    assert request["buildspecOverride"] == (ROOT / "deploy/ecr/buildspec.yml").read_text()
 
 
 def test_without_docker_codebuild_is_taken_and_a_base_of_ones_own_is_handed_on(
@@ -461,16 +458,16 @@ def test_what_is_denied_is_a_sentence(cloud, builder, run, call):
 
 
 def test_the_zip_is_the_same_to_the_byte(tmp_path, monkeypatch):
-    first = codebuild.packed()
-    for file in context.files().values():
+    first = zip_context()
+    for file in docker_build.build_files().values():
         (tmp_path / file.name).write_bytes(file.read_bytes())
         os.utime(tmp_path / file.name, (0, 0))
-    monkeypatch.setattr(context, "FOLDER", tmp_path)
-    assert hashlib.sha256(codebuild.packed()).digest() == hashlib.sha256(first).digest()
+    monkeypatch.setattr(docker_build, "SERVE_FOLDER", tmp_path)
+    assert hashlib.sha256(zip_context()).digest() == hashlib.sha256(first).digest()
 
 
 def test_the_facts_are_dated_and_say_where_they_come_from():
-    facts = [*images.TABLE["codebuild"]["per_minute"].values(), images.TABLE["ecr"]["per_gb_month"]]
+    facts = [*catalogue.TABLE["codebuild"]["per_minute"].values(), catalogue.TABLE["ecr"]["per_gb_month"]]
     for one in facts:
         assert time.strptime(one["date"], "%Y-%m-%d")
         assert one["source"]
@@ -703,9 +700,9 @@ def test_a_real_docker_builds_and_pushes(hub, run, tmp_path):
     facts = written(tmp_path)
     configuration = loadable(hub, facts["tag"])
     assert configuration["config"]["Entrypoint"] == ["python3", "/opt/serve/container.py"]
-    assert (configuration["architecture"], configuration["os"]) == (context.here(), "linux")
+    assert (configuration["architecture"], configuration["os"]) == (docker_build.host_architecture(), "linux")
     name = f"{hub.address}/{NAME}:{facts['tag']}"
-    assert not context.is_here(name)  # what Docker here keeps is the build's own name
+    assert not docker_build.has_image(name)  # what Docker here keeps is the build's own name
     assert "there already" in run("--builder", "docker", *BASE)
 
 

@@ -8,7 +8,9 @@ import pytest
 
 import fake_aws as aws
 import role
-from aws import Aws, Stop, connect
+from aws import roles
+from aws.client import Aws, connect
+from common import CommandError
 from support import ROOT
 
 EXECUTION, TTL = "fastai-sagemaker-pets", "fastai-sagemaker-pets-ttl"
@@ -149,14 +151,14 @@ def test_a_role_is_found_where_it_is(cloud, tmp_path):
     here, nowhere = tmp_path / "resource-metadata.json", tmp_path / "none"
     here.write_text(json.dumps({"ExecutionRoleArn": "arn:aws:iam::123456789012:role/studio"}))
     account = connect()
-    with pytest.raises(Stop, match="there is no execution role: `invoke role --create` makes one"):
-        role.find_role(account, None, "pets", nowhere)
+    with pytest.raises(CommandError, match="there is no execution role: `invoke role --create` makes one"):
+        roles.find_role(account, None, "pets", nowhere)
     run("--create")
     arn = "arn:aws:iam::123456789012:role/"
-    assert role.find_role(account, None, "pets", nowhere) == arn + EXECUTION
-    assert role.find_role(account, None, "pets", here) == arn + "studio"
-    assert role.find_role(account, "mine", "pets", here) == arn + "mine"
-    assert role.find_role(account, arn + "x/y", "pets", here) == arn + "x/y"
+    assert roles.find_role(account, None, "pets", nowhere) == arn + EXECUTION
+    assert roles.find_role(account, None, "pets", here) == arn + "studio"
+    assert roles.find_role(account, "mine", "pets", here) == arn + "mine"
+    assert roles.find_role(account, arn + "x/y", "pets", here) == arn + "x/y"
 
 
 def test_a_notebooks_role_is_found_by_its_name(cloud, tmp_path):
@@ -166,4 +168,4 @@ def test_a_notebooks_role_is_found_by_its_name(cloud, tmp_path):
     )
     here = tmp_path / "resource-metadata.json"
     here.write_text(json.dumps({"ResourceName": "mine", "ResourceArn": "arn"}))
-    assert role.find_role(connect(), None, "pets", here) == arn
+    assert roles.find_role(connect(), None, "pets", here) == arn

@@ -10,12 +10,12 @@ import pytest
 
 import endpoint
 import fake_aws as aws
-import images
-import plan
-import settings
-from aws import Aws, Stop, connect
-from names import check_project
-from plan import Archive
+from aws.client import Aws, connect
+from aws.names import check_project
+from common import CommandError
+from ecr import catalogue
+from lifecycle import plan, settings
+from lifecycle.plan import Archive
 
 ARCHIVE = Archive("s3://bucket/pets/abc/model.tar.gz", "bucket", "abc" * 22)
 ROLE = "arn:aws:iam::123456789012:role/mine"
@@ -146,7 +146,7 @@ def test_an_image_of_ones_own(account):
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
 def test_what_aws_would_refuse_is_refused_here(account, words, says):
-    with pytest.raises(Stop) as stop:
+    with pytest.raises(CommandError) as stop:
         made(account, *words)
     assert says in str(stop.value)
     assert stop.value.code == 2
@@ -164,7 +164,7 @@ def test_what_is_no_value_is_an_error_of_usage(words, capsys):
 
 @pytest.mark.parametrize("name", ["my_pets", "Pets", "-pets", "pets-", "p" * 41, ""])
 def test_a_project_must_be_a_name_that_sagemaker_takes(name):
-    with pytest.raises(Stop, match="change `project`"):
+    with pytest.raises(CommandError, match="change `project`"):
         check_project(name)
     assert endpoint.main(["status", "--project", name]) == 2 if not name.startswith("-") else True
 
@@ -173,7 +173,7 @@ def test_a_project_must_be_a_name_that_sagemaker_takes(name):
     ("text", "seconds"), [("90m", 5400), ("4h", 14400), ("2 d", 172800), ("none", 0), ("False", 0)]
 )
 def test_times_are_read(text, seconds):
-    assert settings.duration(text) == seconds
+    assert settings.duration_seconds(text) == seconds
 
 
 def test_botocore_takes_every_request(account):
@@ -191,7 +191,9 @@ def test_botocore_takes_every_request(account):
         "on",
     ]
     both = [
-        made(account, *words, "--stack", OWN, "--instance", "ml.g5.xlarge", "--ami", images.TABLE["gpu_ami"]),
+        made(
+            account, *words, "--stack", OWN, "--instance", "ml.g5.xlarge", "--ami", catalogue.TABLE["gpu_ami"]
+        ),
         made(account, "--kind", "async", *words[4:8]),
     ]
     both.append(made(account, "--kind", "serverless", "--provisioned", "2"))
@@ -212,13 +214,13 @@ def somewhere(region, partition="aws"):
 
 
 def test_every_region_has_its_image():
-    for region in images.TABLE["accounts"]:
-        assert f".dkr.ecr.{region}." in images.ray_image(somewhere(region), "ml.c7i.large")
-    assert images.ray_image(somewhere("cn-north-1", "aws-cn"), "ml.m5.large").startswith(
+    for region in catalogue.TABLE["accounts"]:
+        assert f".dkr.ecr.{region}." in catalogue.ray_image(somewhere(region), "ml.c7i.large")
+    assert catalogue.ray_image(somewhere("cn-north-1", "aws-cn"), "ml.m5.large").startswith(
         "727897471807.dkr.ecr.cn-north-1.amazonaws.com.cn/ray:"
     )
-    with pytest.raises(Stop, match="AWS has no Ray image in mars-1"):
-        images.ray_image(somewhere("mars-1"), "ml.m5.large")
+    with pytest.raises(CommandError, match="AWS has no Ray image in mars-1"):
+        catalogue.ray_image(somewhere("mars-1"), "ml.m5.large")
 
 
 def test_the_domains_are_botocores(account):
@@ -226,8 +228,8 @@ def test_the_domains_are_botocores(account):
 
     known = botocore.loaders.create_loader().load_data("partitions")["partitions"]
     domains = {one["id"]: one["outputs"]["dnsSuffix"] for one in known}
-    assert {key: domains[key] for key in images.TABLE["domains"] if key in domains} == {
-        key: value for key, value in images.TABLE["domains"].items() if key in domains
+    assert {key: domains[key] for key in catalogue.TABLE["domains"] if key in domains} == {
+        key: value for key, value in catalogue.TABLE["domains"].items() if key in domains
     }
 
 
@@ -237,11 +239,11 @@ def test_the_images_are_those_of_sagemaker_core():
 
     table = Path(sagemaker.core.__path__[0]) / "image_uri_config" / "ray-serve.json"
     theirs = json.loads(table.read_text())["versions"]["1.4"]
-    assert theirs["registries"] == images.TABLE["accounts"]
+    assert theirs["registries"] == catalogue.TABLE["accounts"]
     tags = {"cpu": theirs["container_version"]["cpu"], "cuda": theirs["container_version"]["gpu"]}
-    assert {key: f"{theirs['tag_prefix']}-{tag}" for key, tag in tags.items()} == images.TABLE["tags"]
+    assert {key: f"{theirs['tag_prefix']}-{tag}" for key, tag in tags.items()} == catalogue.TABLE["tags"]
 
 
 def test_the_machine_image_is_one_that_aws_knows(account):
     model = account("sagemaker").meta.service_model
-    assert images.TABLE["gpu_ami"] in model.shape_for("ProductionVariantInferenceAmiVersion").enum
+    assert catalogue.TABLE["gpu_ami"] in model.shape_for("ProductionVariantInferenceAmiVersion").enum

@@ -13,11 +13,11 @@ import pytest
 
 import endpoint
 import fake_aws as aws
-import names
 import role
 import upload
+from aws.names import console_url
 from fake_aws import build
-from fake_aws_answers import ANSWERS, backend
+from fake_aws_answers import ANSWERS
 from support import ROOT
 
 BUCKET = f"sagemaker-{aws.REGION}-123456789012"
@@ -181,7 +181,7 @@ def is_harmless(said: str) -> bool:
 
 def test_a_reason_from_outside_is_shown_and_not_obeyed(cloud, pets):
     pets("deploy")
-    backend().endpoints["pets"].failure_reason = HOSTILE
+    cloud.moto.call("set_endpoint", name="pets", failure_reason=HOSTILE)
     said = pets("status")
     assert "[/opt/ml] [red]x\\x1b]0;owned\\x07\\x1b[2J\\x9b31m\\u202egpj.exe" in re.sub(
         "[│\\s]", "", said
@@ -198,7 +198,7 @@ def test_a_reason_from_outside_is_shown_and_not_obeyed(cloud, pets):
     ],
 )
 def test_the_console_is_that_of_the_partition(partition, region, host):
-    assert names.console(partition, region, "pets").startswith(host + f"sagemaker/home?region={region}#")
+    assert console_url(partition, region, "pets").startswith(host + f"sagemaker/home?region={region}#")
 
 
 def test_latencies_are_asked_as_percentiles_in_microseconds(cloud, pets):

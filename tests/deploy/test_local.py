@@ -18,7 +18,7 @@ import pytest
 import requests
 from botocore.exceptions import ClientError
 
-import front
+from emulator import sagemaker_proxy
 from support import run, serving
 
 
@@ -102,7 +102,7 @@ def test_only_the_headers_that_sagemaker_passes_on_reach_the_container():
         "Content-Type": "image/png",
         "X-Amzn-SageMaker-Custom-Attributes": "b=2",
     }
-    with front.front(listener, f"http://127.0.0.1:{echo.server_port}", "plain"):
+    with sagemaker_proxy.proxy(listener, f"http://127.0.0.1:{echo.server_port}", "plain"):
         reply = requests.post(url, b"x", headers=sent, timeout=10)
     echo.shutdown()
     echo.server_close()

@@ -20,13 +20,11 @@ from botocore.retries.standard import ExponentialBackoff
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
-import gate
-import hourly
 import moto_process
-import patience
-import watch
+from aws import client, pricing, wait
 from aws_protocol import name_of, refusal
 from fake_aws_answers import ANSWERS, REGION, Problem
+from lifecycle import smoke_test
 
 KEY = "test"
 OWN = f"Credential={KEY}/"
@@ -213,10 +211,10 @@ def account(monkeypatch) -> Iterator[Cloud]:
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
         monkeypatch.setattr(botocore.session, "create_loader", lambda *_: MODELS)
         monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
-        monkeypatch.setattr(watch, "PAUSES", (0.01,))
-        monkeypatch.setattr(gate, "PAUSE", 0.01)
-        monkeypatch.setattr(hourly, "ESTIMATE", os.devnull)
-        monkeypatch.setattr(patience, "CONSISTENT", (0.01,))
+        monkeypatch.setattr(wait, "PAUSES", (0.01,))
+        monkeypatch.setattr(smoke_test, "PAUSE", 0.01)
+        monkeypatch.setattr(pricing, "ESTIMATE", os.devnull)
+        monkeypatch.setattr(client, "RETRY_PAUSES", (0.01,))
         signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         handlers = {sign: signal.getsignal(sign) for sign in signs}
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background

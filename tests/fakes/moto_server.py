@@ -1,8 +1,8 @@
 """A process that runs moto, the library that imitates AWS's API: `python moto_server.py` prints its port.
 
-It ends when its stdin is closed, so that it never outlives the tests that started it, even if they are killed.
-`POST /fake-aws/<function>` calls a function of FUNCTIONS with a JSON object: what fake_aws_answers.py reads and
-changes of moto's own state. moto's own `/moto-api/reset` empties the account.
+It ends when its stdin is closed, so that it never outlives the tests that started it, even if they are
+killed. `POST /fake-aws/<function>` calls a function of FUNCTIONS with a JSON object: what fake_aws_answers.py
+reads and changes of moto's own state. moto's own `/moto-api/reset` empties the account.
 """
 
 import json

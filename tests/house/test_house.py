@@ -30,13 +30,18 @@ def imports(file: Path) -> set[str]:
 
 
 def modules(folder: str) -> set[str]:
-    return {file.stem for file in (ROOT / folder).glob("*.py")}
+    """What a folder on sys.path makes importable: its files, and its sub-folders (namespace packages)."""
+    return {file.relative_to(ROOT / folder).parts[0].removesuffix(".py") for file in scripts(folder)}
+
+
+def scripts(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_folder_imports_another(folder):
     others = set().union(*(modules(other) for other in FOLDERS if other != folder), FOLDERS, {"tasks"})
-    for file in (ROOT / folder).glob("*.py"):
+    for file in scripts(folder):
         allowed = {"inference"} if file.name == "export.py" else set()  # by path, from the folder it packaged
         assert not (imports(file) & others) - allowed, file
 
@@ -45,13 +50,13 @@ def test_tasks_imports_no_folder():
     assert not imports(ROOT / "tasks.py") & set().union(*(modules(folder) for folder in FOLDERS), FOLDERS)
 
 
-def test_file_names_are_unique_across_folders():
-    names = [file.name for folder in FOLDERS for file in (ROOT / folder).glob("*.py")]
+def test_names_that_are_imported_are_unique_across_folders():
+    names = [name for folder in FOLDERS for name in sorted(modules(folder))]
     assert len(names) == len(set(names))
 
 
 def test_no_folder_is_a_package():
-    assert not list(ROOT.glob("*/__init__.py"))
+    assert not [file for folder in FOLDERS for file in scripts(folder) if file.name == "__init__.py"]
 
 
 def test_serving_needs_neither_torch_nor_fastai():

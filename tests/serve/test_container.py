@@ -18,9 +18,9 @@ import pytest
 import requests
 from PIL import Image
 
-import containers
-import context
-from stop import Stop
+from common import CommandError
+from ecr import docker_build
+from emulator import docker_run
 from support import LABELS, ROOT, run, serving
 
 SERVE = ROOT / "serve"
@@ -86,24 +86,27 @@ def test_the_base_image_is_named_by_its_content():
 
 
 def test_the_images_name_follows_from_what_goes_into_it(tmp_path, monkeypatch):
-    before = context.tag("amd64")
-    assert before == context.tag("amd64")
-    assert len({before, context.tag("arm64"), context.tag("amd64", "another:base")}) == 3
+    before = docker_build.content_tag("amd64")
+    assert before == docker_build.content_tag("amd64")
+    assert (
+        len({before, docker_build.content_tag("arm64"), docker_build.content_tag("amd64", "another:base")})
+        == 3
+    )
     shutil.copytree(SERVE, tmp_path / "serve")
-    monkeypatch.setattr(context, "FOLDER", tmp_path / "serve")
-    assert context.tag("amd64") == before
+    monkeypatch.setattr(docker_build, "SERVE_FOLDER", tmp_path / "serve")
+    assert docker_build.content_tag("amd64") == before
     (tmp_path / "serve" / "notes.txt").write_text("the build does not read this")
-    assert context.tag("amd64") == before
+    assert docker_build.content_tag("amd64") == before
     with open(tmp_path / "serve" / "server.py", "a") as file:
         file.write("# changed\n")
-    assert context.tag("amd64") != before
+    assert docker_build.content_tag("amd64") != before
 
 
 def test_the_build_reads_what_names_the_image():
     """.dockerignore lets through what context.files() counts; the rest would change images without a name."""
     _, *allowed = (SERVE / ".dockerignore").read_text().split()
     let_through = {file.name for rule in allowed for file in SERVE.glob(rule.removeprefix("!"))}
-    assert let_through | {"Dockerfile", ".dockerignore"} == set(context.files())
+    assert let_through | {"Dockerfile", ".dockerignore"} == set(docker_build.build_files())
 
 
 @pytest.mark.parametrize(
@@ -118,13 +121,15 @@ def test_the_build_reads_what_names_the_image():
 def test_the_container_is_as_large_as_on_aws_and_no_larger_than_docker_here(
     instance, memory, flags, monkeypatch
 ):
-    monkeypatch.setattr(context, "processors", lambda: 4)
-    assert containers.limits(instance, memory) == flags
+    monkeypatch.setattr(docker_build, "docker_cpus", lambda: 4)
+    assert docker_run.size_flags(instance, memory) == flags
 
 
 def test_an_instance_that_does_not_exist_is_a_sentence():
-    with pytest.raises(Stop, match=r"there is no instance type 'ml.c7i.lage' here: is it ml.c7i.large"):
-        containers.limits("ml.c7i.lage", None)
+    with pytest.raises(
+        CommandError, match=r"there is no instance type 'ml.c7i.lage' here: is it ml.c7i.large"
+    ):
+        docker_run.size_flags("ml.c7i.lage", None)
 
 
 def test_no_engine_is_a_sentence(project):
@@ -138,7 +143,7 @@ def test_no_engine_is_a_sentence(project):
 
 def in_image(*command: str) -> str:
     """What a command prints inside the image."""
-    image = context.build(context.here(), os.environ.get("BASE_IMAGE"))
+    image = docker_build.build(docker_build.host_architecture(), os.environ.get("BASE_IMAGE"))
     words = ["docker", "run", "--rm", "--network", "none", "--entrypoint", command[0], image, *command[1:]]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
@@ -171,7 +176,7 @@ def test_the_image_has_the_locked_packages_and_no_compiler_and_no_cache(docker):
 
 
 def test_the_image_is_at_most_350_megabytes_unpacked(docker):
-    image = context.build(context.here(), os.environ.get("BASE_IMAGE"))
+    image = docker_build.build(docker_build.host_architecture(), os.environ.get("BASE_IMAGE"))
     assert int(docker_says("image", "inspect", "--format", "{{.Size}}", image)) < 350e6
 
 
@@ -215,7 +220,7 @@ def test_requests_in_flight_are_answered_when_the_container_is_stopped(project, 
 
 
 def test_it_ends_at_once_when_it_is_stopped_before_it_listens(project, docker):
-    image = context.build(context.here(), os.environ.get("BASE_IMAGE"))
+    image = docker_build.build(docker_build.host_architecture(), os.environ.get("BASE_IMAGE"))
     mount = f"type=bind,source={project / 'model'},target=/opt/ml/model,readonly"
     name = docker_says("run", "--detach", "--network", "none", "--mount", mount, image, "serve")
     try:
@@ -229,7 +234,7 @@ def test_it_ends_at_once_when_it_is_stopped_before_it_listens(project, docker):
 
 @pytest.mark.parametrize("case", ["no capabilities", "a closed folder", "a link to nothing"])
 def test_it_stays_root_with_a_warning_where_it_must(project, tmp_path, docker, case):
-    image = context.build(context.here(), os.environ.get("BASE_IMAGE"))
+    image = docker_build.build(docker_build.host_architecture(), os.environ.get("BASE_IMAGE"))
     model = Path(shutil.copytree(project / "model", tmp_path / "model"))
     flags, reason = [], "nobody else may read /opt/ml/model/extra"
     if case == "no capabilities":
@@ -278,8 +283,8 @@ def test_files_that_were_closed_when_the_image_was_built_are_open_in_it(tmp_path
             file.chmod(0o600)
     with open(tmp_path / "serve" / "app.py", "a") as file:
         file.write("# another image\n")
-    monkeypatch.setattr(context, "FOLDER", tmp_path / "serve")
-    image = context.build(context.here(), os.environ.get("BASE_IMAGE"))
+    monkeypatch.setattr(docker_build, "SERVE_FOLDER", tmp_path / "serve")
+    image = docker_build.build(docker_build.host_architecture(), os.environ.get("BASE_IMAGE"))
     nobody = [
         "docker",
         "run",

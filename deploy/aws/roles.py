@@ -1,0 +1,88 @@
+"""IAM roles: created, found, checked to be this project's, and removed."""
+
+import contextlib
+import json
+from pathlib import Path
+
+from aws.client import Aws, AwsError, as_command_error, is_denied, none_if_missing
+from aws.names import PROJECT_TAG, role_name, tag_list
+from common import CommandError
+
+METADATA = Path("/opt/ml/metadata/resource-metadata.json")  # in SageMaker Studio and notebooks
+INLINE = "fastai-sagemaker"
+
+
+def create_role(aws: Aws, project: str, name: str, documents: dict) -> str:
+    """Make a role, or bring ours up to date; returns its ARN. Raises Stop if it is somebody else's."""
+    iam, trust = aws("iam"), json.dumps(documents["trust"])
+    found = none_if_missing(iam.get_role, RoleName=name)
+    if found is None:
+        request = {"RoleName": name, "AssumeRolePolicyDocument": trust}
+        with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):  # a request that was repeated
+            iam.create_role(**request, Tags=tag_list({PROJECT_TAG: project}))
+        found = iam.get_role(RoleName=name)
+    check_role_is_ours(found["Role"], project)
+    iam.update_assume_role_policy(RoleName=name, PolicyDocument=trust)
+    iam.put_role_policy(RoleName=name, PolicyName=INLINE, PolicyDocument=json.dumps(documents["policy"]))
+    return found["Role"]["Arn"]
+
+
+def remove_role(aws: Aws, project: str, name: str) -> bool:
+    """Delete a role of ours; whether there was one. Raises Stop if it is somebody else's."""
+    found = none_if_missing(aws("iam").get_role, RoleName=name)
+    if found is None:
+        return False
+    check_role_is_ours(found["Role"], project)
+    none_if_missing(aws("iam").delete_role_policy, RoleName=name, PolicyName=INLINE)
+    none_if_missing(aws("iam").delete_role, RoleName=name)
+    return True
+
+
+def check_role_is_ours(role: dict, project: str) -> None:
+    """Raises Stop unless the role bears the project's tag."""
+    if {"Key": PROJECT_TAG, "Value": project} not in role.get("Tags", []):
+        raise CommandError(2, f"the role {role['RoleName']} was not made by this tool: rename or delete it")
+
+
+# --- the role of a deployment
+
+
+def find_role(aws: Aws, given: str | None, project: str, metadata: Path = METADATA) -> str:
+    """The execution role's ARN: the one given, the notebook's own, or that of `invoke role --create`.
+
+    Raises Stop when there is none.
+    """
+    if given:
+        return given if given.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account}:role/{given}"
+    if attached := notebook_role(aws, metadata):
+        return attached
+    try:
+        found = none_if_missing(aws("iam").get_role, RoleName=role_name(project))
+    except AwsError as error:
+        if not is_denied(error):
+            raise
+        raise CommandError(3, f"{as_command_error(error)}; or give the role's ARN as `role`") from None
+    if found is None:
+        raise CommandError(
+            2, "there is no execution role: `invoke role --create` makes one, or give yours as `role`"
+        )
+    return found["Role"]["Arn"]
+
+
+def notebook_role(aws: Aws, metadata: Path) -> str | None:
+    """The role of the SageMaker notebook or Studio space that this runs in; None elsewhere."""
+    try:
+        facts = json.loads(metadata.read_text())
+    except (OSError, ValueError):
+        return None
+    if "ExecutionRoleArn" in facts:
+        return facts["ExecutionRoleArn"]
+    sagemaker = aws("sagemaker")
+    if "DomainId" not in facts:
+        return sagemaker.describe_notebook_instance(NotebookInstanceName=facts["ResourceName"])["RoleArn"]
+    domain = {"DomainId": facts["DomainId"]}
+    if "UserProfileName" in facts:
+        profile = sagemaker.describe_user_profile(**domain, UserProfileName=facts["UserProfileName"])
+        if role := profile.get("UserSettings", {}).get("ExecutionRole"):
+            return role
+    return sagemaker.describe_domain(**domain)["DefaultUserSettings"]["ExecutionRole"]
