@@ -1,85 +1,98 @@
-"""An endpoint's life on SageMaker: `python deploy/endpoint.py deploy --project pets --build build/pets`.
+"""An endpoint on SageMaker: `python deploy/endpoint.py deploy --project pets --build build/pets`.
 
-deploy makes it, or changes it without a pause, and says "live" only after it has answered a real picture.
-status, logs, transform and destroy are its other verbs. Every one of them may be stopped and repeated.
+`deploy` creates the endpoint, or updates it without downtime, and reports it live only after it has answered
+a validation picture. The other verbs are status, logs, transform and destroy. All commands are safe to
+interrupt and re-run (idempotent).
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from aws.client import Aws, connect, run_command
+from aws.client import connect, run_command
 from aws.names import check_project
-from lifecycle import batch, destroy, logs, status
-from lifecycle.deploy import deploy
-from lifecycle.settings import add_endpoint_arguments, add_model_arguments, check, duration_seconds
+from lifecycle import batch, deploy, destroy, logs, settings, status
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; the exit code."""
-    sys.stdout.reconfigure(errors="replace")
+    """Run one verb; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # for a terminal without the sparklines' characters
     args = arguments(argv)
 
     def run() -> int:
         check_project(args.project)
-        if args.verb == "deploy":
-            check(args)
-        return args.run(connect(), args)
+        return args.run(args)
 
     return run_command(run)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="An endpoint's whole life on SageMaker.")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="An endpoint on SageMaker, from deploy to destroy.")
     verbs = parser.add_subparsers(dest="verb", required=True)
 
-    def verb(name: str, run: Callable[[Aws, argparse.Namespace], int], said: str) -> argparse.ArgumentParser:
-        one = verbs.add_parser(name, help=said, description=said)
-        one.add_argument("--project", required=True, help="names the endpoint")
-        one.add_argument("--build", type=Path, default=Path("build"), help="build/<project>")
-        one.set_defaults(run=run)
-        return one
+    def add_verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=text, description=text)
+        verb.add_argument("--project", required=True, help="names the endpoint")
+        verb.add_argument("--build", type=Path, default=Path("build"), help="build/<project>")
+        verb.set_defaults(run=run)
+        return verb
 
-    one = verb("deploy", deploy, "make the endpoint, or change it without a pause")
-    one.add_argument("--rollback", action="store_true", help="go back to what was served before")
-    one.add_argument("--check", action="store_true", help="look at settings and roles, make nothing")
-    add_model_arguments(one)
-    add_endpoint_arguments(one)
-    one = verb("status", run_status, "what runs, how it does, what it costs")
-    one.add_argument("--all", action="store_true", help="every endpoint that this tool made here")
-    one.add_argument("--json", action="store_true", help="print JSON and nothing else")
-    one = verb("logs", run_logs, "what the containers write")
-    one.add_argument("--follow", action="store_true", help="and what they will write, until Ctrl-C")
-    one.add_argument(
-        "--since", type=duration_seconds, default=3600, help="how far back: 10m, 1h (default), 2d"
-    )
-    one = verb("destroy", run_destroy, "remove everything of the project")
-    one.add_argument("--yes", action="store_true", help="do not ask")
-    one.add_argument("--data", action="store_true", help="the archives, answers, images and logs as well")
-    one.add_argument("--bucket", help="where data is; default: what `invoke package` wrote down")
-    batch.add_arguments(verb("transform", batch.run, "answer every picture under an S3 prefix"))
+    verb = add_verb("deploy", run_deploy, "create the endpoint, or update it without downtime")
+    verb.add_argument("--rollback", action="store_true", help="return to the previous version")
+    verb.add_argument("--check", action="store_true", help="check settings and roles only")
+    settings.add_model_arguments(verb)
+    settings.add_endpoint_arguments(verb)
+    verb = add_verb("status", run_status, "what runs, its last hour, and its price")
+    verb.add_argument("--all", action="store_true", help="every endpoint of this tool in the Region")
+    verb.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    verb = add_verb("logs", run_logs, "the containers' log")
+    verb.add_argument("--follow", action="store_true", help="print new lines until Ctrl-C")
+    since = "how far back: 10m, 1h (default), 2d"
+    verb.add_argument("--since", type=settings.duration_seconds, default=3600, help=since)
+    verb = add_verb("destroy", run_destroy, "remove everything of the project")
+    verb.add_argument("--yes", action="store_true", help="do not ask")
+    verb.add_argument("--data", action="store_true", help="also the archives, answers, images and logs")
+    verb.add_argument("--bucket", help="of the data; default: the bucket that `invoke package` used")
+    verb = add_verb("transform", run_transform, "predictions for every picture under an S3 prefix")
+    settings.add_batch_arguments(verb)
     return parser.parse_args(argv)
 
 
-def run_status(aws: Aws, args: argparse.Namespace) -> int:
+def run_deploy(args: argparse.Namespace) -> int:
+    """The verb `deploy`."""
+    checked = settings.check(args)  # before the first request to AWS
+    verb = deploy.roll_back if args.rollback else deploy.check if args.check else deploy.deploy
+    return verb(connect(), args.project, args.build, checked)
+
+
+def run_status(args: argparse.Namespace) -> int:
     """The verb `status`."""
-    return status.show(aws, args.project, args.all, args.json)
+    return status.show(connect(), args.project, everything=args.all, as_json=args.json)
 
 
-def run_logs(aws: Aws, args: argparse.Namespace) -> int:
-    """The verb `logs`; Ctrl-C is how following it ends."""
+def run_logs(args: argparse.Namespace) -> int:
+    """The verb `logs`; Ctrl-C is the normal end of --follow."""
+    aws = connect()
     try:
-        return logs.show(aws, args.project, args.since, args.follow)
+        return logs.show(aws, args.project, args.since, follow=args.follow)
     except KeyboardInterrupt:
         return 0 if args.follow else 130
 
 
-def run_destroy(aws: Aws, args: argparse.Namespace) -> int:
+def run_destroy(args: argparse.Namespace) -> int:
     """The verb `destroy`."""
     bucket = args.bucket or destroy.uploaded_bucket(args.build)
-    return destroy.destroy(aws, args.project, bucket, args.yes, args.data)
+    return destroy.destroy(connect(), args.project, bucket, yes=args.yes, data=args.data)
+
+
+def run_transform(args: argparse.Namespace) -> int:
+    """The verb `transform`."""
+    checked = settings.check_batch(args)
+    return batch.run(connect(), args.project, args.build, checked)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """The endpoint on this machine: `python deploy/local.py --model build/pets/model [--stack ray] [COMMAND]`.
 
-Starts the model folder's own server in a process of its own, as the container would (with --docker: the
-container itself, as large as an instance), and emulator/sagemaker_proxy.py in front of it, in SageMaker's
-place. Serves until Ctrl-C.
-With a COMMAND it serves until that ends, and exits with its code; the command's boto3 speaks to this endpoint
-(AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME).
+Starts the model folder's own server in a process of its own (with --docker: in its container, as large as an
+instance), and in front of it a proxy that stands in for SageMaker. Serves until Ctrl-C, or while a COMMAND
+runs, and exits with its exit code. The command's boto3 uses this endpoint, by
+AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME.
 """
 
 import argparse
@@ -26,31 +25,35 @@ START_SECONDS = 120
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve one model folder until Ctrl-C, or while a command runs."""
+    """Serve one model folder until Ctrl-C, or while a command runs; returns the exit code."""
     args = arguments(argv)
-    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the first is ignored in `command &`
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell ignores SIGINT in `command &`
         signal.signal(sign, interrupt)
     try:
         with open_socket(args.port) as listener:
             return serve(args, listener)
-    except CommandError as stop:
-        print(f"error: {stop}", file=sys.stderr)
-        return stop.code
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
     except KeyboardInterrupt:
         return 130 if args.command else 0
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].partition(":")[0])
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Serve a packaged model on this machine as SageMaker would.")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder that package/export.py wrote")
-    add("--port", type=int, default=8080, help="0 takes a free one")
+    add("--port", type=int, default=8080, help="0 for a free one")
     add("--stack", choices=PATHS, default="plain", help="plain: server.py, ray: Ray Serve")
     add("--docker", action="store_true", help="in the image of serve/Dockerfile, or AWS's for ray")
-    add("--instance", help="docker: with as many processors and as much memory as this type")
-    add("--memory", type=int, help="docker: with so many MB, as serverless has")
-    add("--base", default=os.environ.get("BASE_IMAGE"), help="docker: in place of the Dockerfile's own base")
+    add("--instance", help="docker: with the CPUs and the memory of this type")
+    add("--memory", type=int, help="docker: with so many MB, as on serverless")
+    add(
+        "--base",
+        default=os.environ.get("BASE_IMAGE"),
+        help="docker: replaces the Dockerfile's own base image",
+    )
     add("command", nargs=argparse.REMAINDER, help="serve only while this runs")
     args = parser.parse_args(argv)
     if args.command[:1] == ["--"]:
@@ -59,53 +62,51 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def interrupt(*_: object) -> None:
-    """SIGTERM, and a terminal that is closed, end this as Ctrl-C does."""
+    """Handle SIGTERM, and SIGHUP of a closed terminal, like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def serve(args: argparse.Namespace, listener: socket.socket) -> int:
-    """Start the container's process, stand before it, and run the command (or wait)."""
+    """Start the server and the proxy, and run the command (or wait). Raises CommandError."""
     model = args.model.resolve()
     if not (model / "model.json").is_file():
         raise CommandError(2, f"{model} is not a packaged model: run `invoke package` first")
     url = f"http://{HOST}:{listener.getsockname()[1]}"
     start = time.monotonic()
-    # In a container AWS's adapter is there, and stands between SageMaker's paths and Ray's.
+    # In the Ray container, AWS's adapter maps SageMaker's paths to Ray's.
     paths = "plain" if args.docker else args.stack
-    with container(model, args) as running, proxy(listener, running.url, paths):
-        wait_until_it_answers(running, PATHS[paths][1])
+    with start_server(model, args) as running, proxy(listener, running.url, paths):
+        wait_until_ready(running, PATHS[paths][1])
         how = f"{args.stack}{' in Docker' if args.docker else ''}, ready in {time.monotonic() - start:.1f} s"
         print(f"{os.path.relpath(model)} answers at {url} ({how})", flush=True)
         if args.command:
             return run(args.command, aws_environment(url))
-        print(f"ask it: python client/cli.py PICTURE... --url {url}", flush=True)
-        print(f"log: {running.log}; Ctrl-C ends it", flush=True)
+        print(f"query: python client/cli.py PICTURE... --url {url}", flush=True)
+        print(f"log: {running.log}; stop with Ctrl-C", flush=True)
         running.process.wait()
-        raise CommandError(
-            3, f"the server ended by itself{ending(running)}; its log ends with:\n{tail(running.log)}"
-        )
+        text = f"the server exited{exit_hint(running)}"
+        raise CommandError(3, f"{text}; its log ends with:\n{tail(running.log)}")
 
 
-def container(model: Path, args: argparse.Namespace) -> AbstractContextManager[RunningServer]:
-    """The server that the command line asks for."""
-    if args.docker:
-        docker_run.check_engine()
-        return docker_run.container(
-            model, args.stack, args.base, docker_run.size_flags(args.instance, args.memory)
-        )
-    return server_process(model, args.stack)
+def start_server(model: Path, args: argparse.Namespace) -> AbstractContextManager[RunningServer]:
+    """The server of the command line's flags. Raises CommandError."""
+    if not args.docker:
+        return server_process(model, args.stack)
+    docker_run.check_engine()
+    flags = docker_run.size_flags(args.instance, args.memory)
+    return docker_run.container(model, args.stack, args.base, flags)
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:
-    """The command's exit code."""
+    """Run the command; returns its exit code. Raises CommandError if it cannot be started."""
     try:
         return subprocess.call(command, env=environment)
     except OSError as error:
-        raise CommandError(2, f"{command[0]} cannot be run: {error.strerror}") from None
+        raise CommandError(2, f"{command[0]} could not be started: {error.strerror}") from None
 
 
 def aws_environment(url: str) -> dict[str, str]:
-    """This environment with boto3's sagemaker-runtime pointed here, and no real credentials in it."""
+    """This process's environment without real credentials, with this endpoint as sagemaker-runtime."""
     return environment_without_aws() | {
         "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": url,
         "AWS_ACCESS_KEY_ID": "local",
@@ -114,38 +115,41 @@ def aws_environment(url: str) -> dict[str, str]:
     }
 
 
-def wait_until_it_answers(running: RunningServer, path: str) -> None:
-    """Wait until a picture is answered: Ray's health check says yes before there is a model."""
+def wait_until_ready(running: RunningServer, path: str) -> None:
+    """Wait until a picture is answered: Ray's health check passes before the model is loaded.
+
+    Raises CommandError if the server exits, or after START_SECONDS.
+    """
     deadline = time.monotonic() + START_SECONDS
     process = running.process
     while process.poll() is None and time.monotonic() < deadline:
         if forward("POST", running.url + path, 5, sample_image())[0] == 200:
             return
         time.sleep(0.1)
-    ended = process.poll() is not None
-    what = f"ended{ending(running)}" if ended else f"did not answer within {START_SECONDS} s"
+    exited = process.poll() is not None
+    what = f"exited{exit_hint(running)}" if exited else f"did not respond within {START_SECONDS} s"
     raise CommandError(1, f"the server {what}; its log ends with:\n{tail(running.log)}")
 
 
-def ending(running: RunningServer) -> str:
-    """What an exit code says by itself: a container over its memory is killed, without a word in its log."""
-    killed = running.process.returncode in (137, -9)
-    return ", killed from outside: was its memory too small?" if killed else ""
+def exit_hint(running: RunningServer) -> str:
+    """What SIGKILL's exit code suggests: a container over its memory limit is killed and logs nothing."""
+    killed = running.process.returncode in (137, -signal.SIGKILL)
+    return ", killed by the system: was its memory too small?" if killed else ""
 
 
 def tail(log: Path, lines: int = 20) -> str:
-    """The end of a log."""
+    """The last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def open_socket(port: int) -> socket.socket:
-    """A listening socket on loopback; Stop if the port is taken."""
+    """A listening socket on loopback. Raises CommandError if the port is in use or not a port."""
     try:
         return socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        text = f"port {port} cannot be had ({reason}): choose another with --port, or 0 for a free one"
-        raise CommandError(2, text) from None
+        text = f"port {port} could not be opened ({reason})"
+        raise CommandError(2, f"{text}: choose another with --port, or 0 for a free one") from None
 
 
 if __name__ == "__main__":

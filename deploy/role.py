@@ -1,10 +1,10 @@
-"""Permissions: `python deploy/role.py --project pets` prints the roles and policies that this project needs.
+"""Roles and policies: `python deploy/role.py --project pets` prints those that a project needs.
 
-`--create` makes the execution role, which SageMaker takes on to read the archive and write logs, the role
-with which the scheduler ends an endpoint, and the one with which CodeBuild makes an image; again is the same.
-The deployer's policy is for you: an administrator attaches it to whoever deploys, and the image builder's too
-to whoever runs `invoke image`. They let nobody make or change a role: who may do that, and hand a role to a
-service, may do anything.
+`--create` creates or updates three roles: the execution role, which SageMaker assumes to read the archive and
+write logs; the role with which EventBridge Scheduler deletes an endpoint; the role with which CodeBuild
+builds an image. The deployer's policy is for you: an administrator attaches it to whoever deploys, and the
+image builder's policy to whoever runs `invoke image`. Neither allows creating or changing roles: an identity
+that may do that and pass roles to a service can do anything.
 """
 
 import argparse
@@ -31,36 +31,36 @@ ROLES = {"execution_role": role_name, "ttl_role": ttl_name, "build_role": build_
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the policies, or make the roles, or remove them."""
+    """Print the policies, create the roles or delete them; returns the exit code."""
     args = arguments(argv)
     return run_command(lambda: run(args))
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="The roles and policies of a project.")
     parser.add_argument("--project", required=True)
     parser.add_argument("--bucket", help="default: SageMaker's own")
-    parser.add_argument("--role", help="an execution role of your own, for the deployer to hand on")
-    parser.add_argument("--kms-key", help="an own key's ARN or id, which both may use")
     parser.add_argument(
-        "--read", type=s3_prefixes, default=[], help="transform's pictures: 's3://a/b,s3://c'"
+        "--role", help="an execution role of your own, which the deployer may pass to SageMaker"
     )
-    parser.add_argument("--write", type=s3_prefixes, default=[], help="transform's answers, likewise")
-    parser.add_argument("--create", action="store_true", help="make the roles, or bring them up to date")
+    parser.add_argument("--kms-key", help="ARN or id of a key of your own, which they may use")
+    parser.add_argument("--read", type=s3_prefixes, default=[], help="transform's input: 's3://a/b,s3://c'")
+    parser.add_argument("--write", type=s3_prefixes, default=[], help="transform's output, likewise")
+    parser.add_argument("--create", action="store_true", help="create or update the roles")
     parser.add_argument("--remove", action="store_true", help="delete the roles")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
-    """What the command line says; the exit code."""
+    """Do what the command line says; returns the exit code."""
     project = check_project(args.project)
     aws = connect_or_placeholder() if not (args.create or args.remove) else connect()
     documents = policies(aws, project, args)
     names = {key: name(project) for key, name in ROLES.items()}
     if args.remove:
         for name in names.values():
-            print(f"{name}: {'removed' if remove_role(aws, project, name) else 'there is no such role'}")
+            print(f"{name}: {'deleted' if remove_role(aws, project, name) else 'not found'}")
     elif args.create:
         for key, name in names.items():
             print(f"{name}: {create_role(aws, project, name, documents[key])}")
@@ -70,25 +70,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def connect_or_placeholder() -> Aws:
-    """The user's account; without credentials, words that stand for it."""
+    """The user's account; without credentials, placeholders."""
     try:
         return connect()
     except Failure as error:
         reason = as_command_error(error)
-        print(f"note: ACCOUNT and REGION are yours to fill in ({reason})", file=sys.stderr)
+        print(f"note: replace ACCOUNT and REGION with your own ({reason})", file=sys.stderr)
         return Aws(None, "REGION", "aws", "ACCOUNT", "")
 
 
 def s3_prefixes(text: str) -> list[str]:
-    """Addresses in S3 between commas, without s3:// and the last slash."""
-    found = [word.strip() for word in text.split(",")]
-    if not all(re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/.*)?", word) for word in found):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list like s3://bucket/prefix,s3://bucket")
-    return [word.removeprefix("s3://").rstrip("/") for word in found]
+    """Comma-separated S3 URIs, without s3:// and the last slash."""
+    uris = [uri.strip() for uri in text.split(",")]
+    if not all(re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(/.*)?", uri) for uri in uris):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as s3://bucket/prefix,s3://bucket")
+    return [uri.removeprefix("s3://").rstrip("/") for uri in uris]
 
 
 def policies(aws: Aws, project: str, args: argparse.Namespace) -> dict:
-    """The policies of deploy/policies/, filled in: the three roles', the deployer's, the image builder's."""
+    """The policies of deploy/policies/ for this account: three roles, the deployer, the image builder."""
     role = f"arn:{aws.partition}:iam::{aws.account}:role/"
     own = args.role if (args.role or "").startswith("arn:") else role + (args.role or role_name(project))
     key = f"arn:{aws.partition}:kms:{aws.region}:{aws.account}:key/{args.kms_key}"
@@ -115,7 +115,7 @@ def policies(aws: Aws, project: str, args: argparse.Namespace) -> dict:
         return fill("trust", service=f"{service}.amazonaws.com")
 
     execution, deployer, build = fill("execution"), fill("deployer"), fill("build")
-    execution["Statement"] += for_batches(aws, args.read, args.write)
+    execution["Statement"] += batch_statements(aws, args.read, args.write)
     for policy in (execution, deployer, build) if args.kms_key else ():
         policy["Statement"] += fill("key")["Statement"]
     return {
@@ -127,17 +127,17 @@ def policies(aws: Aws, project: str, args: argparse.Namespace) -> dict:
     }
 
 
-def for_batches(aws: Aws, read: list[str], write: list[str]) -> list[dict]:
-    """Statements for a batch transform's pictures and answers, where these are not the project's own."""
-    found = []
-    for action, where in (("s3:GetObject", read), ("s3:PutObject", write)):
-        if where:
-            arns = [f"arn:{aws.partition}:s3:::{place}/*" for place in where]
-            found.append({"Effect": "Allow", "Action": action, "Resource": arns})
+def batch_statements(aws: Aws, read: list[str], write: list[str]) -> list[dict]:
+    """Statements that let a batch transform read and write buckets outside the project."""
+    statements: list[dict] = []
+    for action, prefixes in (("s3:GetObject", read), ("s3:PutObject", write)):
+        if prefixes:
+            arns = [f"arn:{aws.partition}:s3:::{prefix}/*" for prefix in prefixes]
+            statements.append({"Effect": "Allow", "Action": action, "Resource": arns})
     if read:
-        arns = sorted({f"arn:{aws.partition}:s3:::{place.partition('/')[0]}" for place in read})
-        found.append({"Effect": "Allow", "Action": "s3:ListBucket", "Resource": arns})
-    return found
+        arns = sorted({f"arn:{aws.partition}:s3:::{prefix.partition('/')[0]}" for prefix in read})
+        statements.append({"Effect": "Allow", "Action": "s3:ListBucket", "Resource": arns})
+    return statements
 
 
 if __name__ == "__main__":

@@ -240,8 +240,7 @@ def test_cost_is_of_the_deployment_unless_it_says_otherwise():
         "600",
     ]
     parsed = run_path(str(ROOT / "deploy/endpoint.py"))["arguments"](["deploy", "--project=pets", "--max=4"])
-    settings.check(parsed)
-    assert parsed.target == 600
+    assert settings.check(parsed).target == 600
     assert {"--compare", "--json"} <= set(cost)
     assert "--example=guide" in said("cost", "--example")[0]
 

@@ -1,4 +1,4 @@
-"""IAM roles: created, found, checked to be this project's, and removed."""
+"""IAM roles: create, find and delete them, and check that they are this project's."""
 
 import contextlib
 import json
@@ -9,26 +9,26 @@ from aws.names import PROJECT_TAG, role_name, tag_list
 from common import CommandError
 
 METADATA = Path("/opt/ml/metadata/resource-metadata.json")  # in SageMaker Studio and notebooks
-INLINE = "fastai-sagemaker"
+INLINE = "fastai-sagemaker"  # the name of each role's only policy
 
 
 def create_role(aws: Aws, project: str, name: str, documents: dict) -> str:
-    """Make a role, or bring ours up to date; returns its ARN. Raises Stop if it is somebody else's."""
+    """Create or update a role; returns its ARN. Raises CommandError if it is not this project's."""
     iam, trust = aws("iam"), json.dumps(documents["trust"])
-    found = none_if_missing(iam.get_role, RoleName=name)
-    if found is None:
+    role = none_if_missing(iam.get_role, RoleName=name)
+    if role is None:
         request = {"RoleName": name, "AssumeRolePolicyDocument": trust}
-        with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):  # a request that was repeated
+        with contextlib.suppress(iam.exceptions.EntityAlreadyExistsException):  # a request that boto3 retried
             iam.create_role(**request, Tags=tag_list({PROJECT_TAG: project}))
-        found = iam.get_role(RoleName=name)
-    check_role_is_ours(found["Role"], project)
+        role = iam.get_role(RoleName=name)
+    check_role_is_ours(role["Role"], project)
     iam.update_assume_role_policy(RoleName=name, PolicyDocument=trust)
     iam.put_role_policy(RoleName=name, PolicyName=INLINE, PolicyDocument=json.dumps(documents["policy"]))
-    return found["Role"]["Arn"]
+    return role["Role"]["Arn"]
 
 
 def remove_role(aws: Aws, project: str, name: str) -> bool:
-    """Delete a role of ours; whether there was one. Raises Stop if it is somebody else's."""
+    """Delete a role; whether there was one. Raises CommandError if it is not this project's."""
     found = none_if_missing(aws("iam").get_role, RoleName=name)
     if found is None:
         return False
@@ -39,9 +39,11 @@ def remove_role(aws: Aws, project: str, name: str) -> bool:
 
 
 def check_role_is_ours(role: dict, project: str) -> None:
-    """Raises Stop unless the role bears the project's tag."""
+    """Raise CommandError unless the role has the project's tag."""
     if {"Key": PROJECT_TAG, "Value": project} not in role.get("Tags", []):
-        raise CommandError(2, f"the role {role['RoleName']} was not made by this tool: rename or delete it")
+        raise CommandError(
+            2, f"the role {role['RoleName']} was not created by this tool: rename or delete it"
+        )
 
 
 # --- the role of a deployment
@@ -50,7 +52,7 @@ def check_role_is_ours(role: dict, project: str) -> None:
 def find_role(aws: Aws, given: str | None, project: str, metadata: Path = METADATA) -> str:
     """The execution role's ARN: the one given, the notebook's own, or that of `invoke role --create`.
 
-    Raises Stop when there is none.
+    Raises CommandError if there is none.
     """
     if given:
         return given if given.startswith("arn:") else f"arn:{aws.partition}:iam::{aws.account}:role/{given}"
@@ -63,14 +65,13 @@ def find_role(aws: Aws, given: str | None, project: str, metadata: Path = METADA
             raise
         raise CommandError(3, f"{as_command_error(error)}; or give the role's ARN as `role`") from None
     if found is None:
-        raise CommandError(
-            2, "there is no execution role: `invoke role --create` makes one, or give yours as `role`"
-        )
+        text = "there is no execution role"
+        raise CommandError(2, f"{text}: `invoke role --create` creates one, or give your own as `role`")
     return found["Role"]["Arn"]
 
 
 def notebook_role(aws: Aws, metadata: Path) -> str | None:
-    """The role of the SageMaker notebook or Studio space that this runs in; None elsewhere."""
+    """The role of the SageMaker notebook or Studio space in which this runs; None elsewhere."""
     try:
         facts = json.loads(metadata.read_text())
     except (OSError, ValueError):

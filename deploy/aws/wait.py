@@ -1,4 +1,4 @@
-"""Waiting for AWS, and saying what it does: one line that lives on a terminal, plain lines elsewhere."""
+"""Waiting until AWS has finished, with a progress line (on a terminal) or plain lines."""
 
 import itertools
 import time
@@ -12,109 +12,119 @@ from aws.client import Aws, AwsError, is_denied, none_if_missing
 from common import CommandError, terminal_safe
 
 IN_TRANSITION = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
-PAUSES = (0.5, 1, 2, 4, 8)  # seconds between looks; then the last one for ever
-CONSISTENT_SECONDS = 30  # seconds after which AWS knows of what it has just been told
+PAUSES = (0.5, 1, 2, 4, 8)  # seconds between requests; the last one is repeated
+CONSISTENT_SECONDS = 30  # after which DescribeEndpoint shows the effect of a request
 LIMIT = 90 * 60  # seconds; SageMaker itself gives up long before
-MAX_FAILURES = 8  # looks in a row that may go wrong before the watch is given up
+MAX_FAILURES = 8  # failed requests in a row
 STEPS = {
-    "Creating": "an instance is prepared, the image and the archive are fetched, the container starts",
-    "Updating": "new instances start beside the old ones, which go on answering",
-    "ActivatingTraffic": "the new instances take over",
-    "Baking": "the new instances are under watch, the old ones ready to take over again",
-    "RollingBack": "the old instances take over again",
-    "Deleting": "the instances are given back",
-    "InProgress": "an instance is prepared, the pictures go through the model, the answers are written",
+    "Creating": "an instance is prepared, the image and the archive are downloaded, the container starts",
+    "Updating": "new instances start; the old ones still serve",
+    "ActivatingTraffic": "traffic moves to the new instances",
+    "Baking": "the alarms of the new instances are watched; the old instances are kept for a rollback",
+    "RollingBack": "traffic moves back to the old instances",
+    "Deleting": "the instances are being released",
+    "InProgress": "an instance is prepared, predictions are made, the answers are written",
 }
 
 
 class UnfinishedError(CommandError):
-    """AWS is still at work, and the same command will wait on."""
+    """AWS has not finished within the time limit; the same command waits on."""
 
 
 def wait_until_stable(
     aws: Aws, project: str, expected: str | None = None, usually: str = "", limit: float = LIMIT
 ) -> dict | None:
-    """Wait until the endpoint has done what it is doing: its last description, None when it is gone.
+    """Wait until the endpoint is not in transition: DescribeEndpoint's response, None if it is deleted.
 
-    `expected` is the configuration that was just asked for, which AWS may not know of at once. Raises
-    UnfinishedError after `limit` seconds.
+    `expected` is the configuration that was just requested, which DescribeEndpoint may not show at once.
+    Raises UnfinishedError after `limit` seconds.
     """
 
-    def look() -> dict | None:
+    def describe() -> dict | None:
         return none_if_missing(aws("sagemaker").describe_endpoint, EndpointName=project)
 
-    seen_moving = False
+    was_in_transition = False
 
-    def is_over(found: dict | None, seconds: float) -> bool:
-        nonlocal seen_moving
-        moving = found is not None and found["EndpointStatus"] in IN_TRANSITION
-        seen_moving |= moving
-        known = not expected or seen_moving or (found and found["EndpointConfigName"] == expected)
-        return not moving and bool(known or seconds > CONSISTENT_SECONDS)
+    def is_over(endpoint: dict | None, seconds: float) -> bool:
+        nonlocal was_in_transition
+        in_transition = endpoint is not None and endpoint["EndpointStatus"] in IN_TRANSITION
+        was_in_transition |= in_transition
+        is_expected = endpoint is not None and endpoint["EndpointConfigName"] == expected
+        is_visible = not expected or was_in_transition or is_expected
+        return not in_transition and (is_visible or seconds > CONSISTENT_SECONDS)
 
-    return wait_until(f"endpoint {project}", look, is_over, endpoint_step, usually, limit)
+    return wait_until(f"endpoint {project}", describe, is_over, endpoint_step, usually, limit)
 
 
 def wait_until(
     what: str,
-    look: Callable[[], dict | None],
+    describe: Callable[[], dict | None],
     is_over: Callable[[dict | None, float], bool],
     step: Callable[[dict], str],
     usually: str = "",
     limit: float = LIMIT,
 ) -> dict | None:
-    """Look again until it is over. Raises UnfinishedError after `limit` seconds, or what stays wrong."""
-    start, wrong = time.monotonic(), 0
-    with progress_line(what, usually) as tell:
+    """Call `describe` until `is_over` its result after so many seconds; the last result.
+
+    Raises UnfinishedError after `limit` seconds, and AWS's error after MAX_FAILURES in a row.
+    """
+    start, failures = time.monotonic(), 0
+    with progress_line(what, usually) as show:
         for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
             seconds = time.monotonic() - start
+            text = ""
             try:
-                found, wrong = look(), 0
+                found = describe()
             except AwsError as error:
-                wrong += 1
-                if wrong == MAX_FAILURES or is_denied(error):
+                failures += 1
+                if failures == MAX_FAILURES or is_denied(error):
                     raise
-                found = {}
-            if found != {} and is_over(found, seconds):
-                return found
+            else:
+                failures = 0
+                if is_over(found, seconds):
+                    return found
+                text = step(found) if found else ""
             if seconds > limit:
-                text = f"{what} is not ready after {limit / 60:.0f} minutes: the same command waits on"
-                raise UnfinishedError(3, text)
-            tell(step(found) if found else "")
+                late = f"{what} is not ready after {limit / 60:.0f} minutes"
+                raise UnfinishedError(3, f"{late}: the same command waits on")
+            show(text)
             time.sleep(pause)
-    return None
+    raise AssertionError  # the pauses never end
 
 
-def endpoint_step(found: dict) -> str:
-    """What an endpoint is doing, in words."""
-    pending = found.get("PendingDeploymentSummary") or found
+def endpoint_step(endpoint: dict) -> str:
+    """What an endpoint is doing, from DescribeEndpoint's response."""
+    pending = endpoint.get("PendingDeploymentSummary") or endpoint
     variants = pending.get("ProductionVariants") or []
-    said = [status for variant in variants for status in variant.get("VariantStatus", [])]
-    status = said[-1]["Status"] if said else found["EndpointStatus"]
-    message = said[-1].get("StatusMessage") if said else None
-    return f"{found['EndpointStatus']}: {message or STEPS.get(status, status)}"
+    statuses = [status for variant in variants for status in variant.get("VariantStatus", [])]
+    status = statuses[-1]["Status"] if statuses else endpoint["EndpointStatus"]
+    message = statuses[-1].get("StatusMessage") if statuses else None
+    return f"{endpoint['EndpointStatus']}: {message or STEPS.get(status, status)}"
 
 
 @contextmanager
 def progress_line(what: str, usually: str) -> Iterator[Callable[[str], None]]:
-    """A function that says what is happening and for how long."""
+    """A function that shows what is happening and for how long.
+
+    Without a terminal it prints a line only when the text or the minute has changed.
+    """
     console, start = Console(), time.monotonic()
-    said: list[tuple[str, int]] = []
+    printed: list[tuple[str, int]] = []
 
     def line(text: str) -> str:
         seconds = int(time.monotonic() - start)
-        passed = f"{seconds // 60}:{seconds % 60:02}{usually and f' (usually {usually})'}"
-        return terminal_safe(f"{what}  {passed}  {text}")
+        elapsed = f"{seconds // 60}:{seconds % 60:02}{usually and f' (usually {usually})'}"
+        return terminal_safe(f"{what}  {elapsed}  {text}")
 
     if console.is_terminal:
         with console.status(Text(what)) as status:
             yield lambda text: status.update(Text(line(text)))
         return
 
-    def tell(text: str) -> None:
+    def show(text: str) -> None:
         now = (text, int(time.monotonic() - start) // 60)
-        if text and (not said or said[-1] != now):
-            said.append(now)
+        if text and (not printed or printed[-1] != now):
+            printed.append(now)
             print(line(text), flush=True)
 
-    yield tell
+    yield show

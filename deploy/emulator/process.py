@@ -1,4 +1,4 @@
-"""The container's own server as a process of this machine."""
+"""The model's own server as a process of this machine, without a container."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ STOP_SECONDS = 35  # SageMaker sends SIGTERM, and SIGKILL 30 s later
 
 
 class RunningServer(NamedTuple):
-    """A server that was started: its process, where it will answer, and the file of its log."""
+    """A server that was started: its process, its address, and its log file."""
 
     process: subprocess.Popen
     url: str
@@ -26,14 +26,15 @@ class RunningServer(NamedTuple):
 
 @contextmanager
 def server_process(model: Path, stack: str) -> Iterator[RunningServer]:
-    """The model's own code, by this machine's Python."""
+    """The server in the model folder, run by this machine's Python."""
     port = free_port()
     environment = environment_without_aws() | {
         "PYTHONPATH": f"{model}:{model / 'code'}",  # as in the container
-        "PYTHONDONTWRITEBYTECODE": "1",  # the model folder stays what was packaged
+        "PYTHONDONTWRITEBYTECODE": "1",  # nothing is written into the model folder
         "SM_MODEL_DIR": str(model),
-        "MALLOC_MMAP_THRESHOLD_": "4194304",  # as serve/Dockerfile
-        "RAY_ADDRESS": "local",  # a cluster of its own, whatever else runs here
+        # As in serve/Dockerfile: the memory of large pictures goes back to the operating system.
+        "MALLOC_MMAP_THRESHOLD_": "4194304",
+        "RAY_ADDRESS": "local",  # a cluster of its own, even if another one runs on this machine
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     with tempfile.TemporaryDirectory(prefix="local-endpoint-") as folder, ExitStack() as stop:
@@ -44,7 +45,7 @@ def server_process(model: Path, stack: str) -> Iterator[RunningServer]:
 
 
 def start_process(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen:
-    """The command in a session of its own, writing to `folder`/log."""
+    """Start a command in a session of its own; its output goes to `folder`/log."""
     with open(folder / "log", "wb") as output:
         return subprocess.Popen(
             command,
@@ -58,33 +59,33 @@ def start_process(command: list[str], folder: Path, environment: dict[str, str])
 
 
 def server_command(model: Path, stack: str, port: int, folder: Path) -> list[str]:
-    """The command line that serves `model` on `port`."""
+    """The command that serves `model` on `port`."""
     if stack == "plain":
         return [sys.executable, str(model / "code" / "server.py"), "--model", str(model), "--port", str(port)]
-    config = folder / "config.yaml"  # the packaged one, but on our port
+    config = folder / "config.yaml"  # the packaged one, with our port
     options = f"http_options:\n  host: {HOST}\n  port: {port}\n"
     config.write_text((model / "config.yaml").read_text() + options)
     return [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port that is free now: Ray and `docker run` do not report which port they chose."""
     with socket.create_server((HOST, 0)) as free:
         return free.getsockname()[1]
 
 
 def environment_without_aws() -> dict[str, str]:
-    """This environment without the user's AWS settings and credentials."""
+    """This process's environment without the user's AWS settings and credentials."""
     return {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
 
 
 def stop_session(process: subprocess.Popen) -> None:
-    """SIGTERM to the server, then SIGKILL to the rest of its session: Ray's helpers outlive their master."""
+    """SIGTERM to the server, then SIGKILL to the rest of its session: Ray's helper processes ignore it."""
     import psutil
 
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sign, signal.SIG_IGN)  # an impatient second Ctrl-C would leave processes behind
-    process.terminate()  # which `docker run` hands on to its container
+        signal.signal(sign, signal.SIG_IGN)  # a second Ctrl-C would leave processes behind
+    process.terminate()  # `docker run` forwards it to its container
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
     for pid in psutil.pids():

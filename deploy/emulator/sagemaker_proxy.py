@@ -1,7 +1,7 @@
-"""SageMaker's place before a container, on loopback: what its endpoint and its runtime API do to HTTP.
+"""A proxy on loopback that stands in for SageMaker's endpoint and its runtime API.
 
-/ping and /invocations go through as SageMaker hands them on. /endpoints/NAME/invocations, for any NAME, is
-the runtime's API: a container's error comes back as ModelError, so that boto3 raises what it would on AWS.
+/ping and /invocations are forwarded as SageMaker forwards them. /endpoints/NAME/invocations, for any NAME, is
+the runtime API: a container's error comes back as ModelError, so that boto3 raises the same as on AWS.
 """
 
 import json
@@ -19,14 +19,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-PATHS = {"plain": ("/ping", "/invocations"), "ray": ("/-/healthz", "/")}  # Ray's: as AWS's adapter asks it
-INVOCATION_SECONDS = 60  # SageMaker's own limit
-PING_SECONDS = 2  # likewise
+# Ray's paths are those to which the adapter in AWS's Ray container forwards.
+PATHS = {"plain": ("/ping", "/invocations"), "ray": ("/-/healthz", "/")}
+INVOCATION_SECONDS = 60  # SageMaker's limit for InvokeEndpoint
+PING_SECONDS = 2  # SageMaker's limit for a health check
 
 
 @contextmanager
 def proxy(listener: socket.socket, backend: str, stack: str) -> Iterator[None]:
-    """Serve `application` on `listener` from a thread."""
+    """Serve on `listener`, from a thread, the proxy for the server at `backend`."""
     config = uvicorn.Config(application(backend, stack), log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -39,15 +40,13 @@ def proxy(listener: socket.socket, backend: str, stack: str) -> Iterator[None]:
 
 
 def application(backend: str, stack: str) -> Starlette:
-    """The ASGI application that hands requests on to the container's process."""
+    """The ASGI application that forwards requests to the container's server."""
     ping_path, invocations_path = PATHS[stack]
-    pings = anyio.CapacityLimiter(4)
+    ping_threads = anyio.CapacityLimiter(4)  # of its own: a health check must not wait behind pictures
 
     async def ping(request: Request) -> Response:
-        # With threads of its own: a health check must not queue behind pictures.
-        reply = await anyio.to_thread.run_sync(
-            forward, "GET", backend + ping_path, PING_SECONDS, limiter=pings
-        )
+        url = backend + ping_path
+        reply = await anyio.to_thread.run_sync(forward, "GET", url, PING_SECONDS, limiter=ping_threads)
         return Response(status_code=reply[0])
 
     async def invocations(request: Request) -> Response:
@@ -69,7 +68,7 @@ def application(backend: str, stack: str) -> Starlette:
 
 
 def is_forwarded(header: str) -> bool:
-    """SageMaker strips all other headers."""
+    """Whether SageMaker passes a header on; it strips all others."""
     header = header.lower()
     return header in ("content-type", "accept") or header.startswith("x-amzn-sagemaker-")
 
@@ -77,21 +76,21 @@ def is_forwarded(header: str) -> bool:
 def forward(
     method: str, url: str, seconds: float, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    """The container's answer: status, the headers that are passed on, body; 503 or 504 if there is none."""
+    """The container's status, forwarded headers and body; 503 or 504 if it did not respond."""
     try:
         with requests.Session() as session:
-            session.trust_env = False  # a company's proxy cannot reach this machine's own ports
-            answer = session.request(method, url, data=body, headers=headers, timeout=seconds)
+            session.trust_env = False  # a company's proxy cannot reach this machine's loopback
+            response = session.request(method, url, data=body, headers=headers, timeout=seconds)
     except requests.Timeout:
-        return 504, {}, b"the container did not answer in time"
+        return 504, {}, b"the container did not respond in time"
     except requests.RequestException:
-        return 503, {}, b"the container does not listen"
-    passed_on = {name: value for name, value in answer.headers.items() if is_forwarded(name)}
-    return answer.status_code, passed_on, answer.content
+        return 503, {}, b"the container does not accept connections"
+    forwarded = {name: value for name, value in response.headers.items() if is_forwarded(name)}
+    return response.status_code, forwarded, response.content
 
 
 def model_error(status: int, body: bytes) -> tuple[int, dict[str, str], bytes]:
-    """An error of the container as SageMaker's runtime words it (botocore: sagemaker-runtime, ModelError)."""
+    """A container's error as the runtime API returns it (botocore: sagemaker-runtime, ModelError)."""
     original = body.decode(errors="replace")[:2048]
     side = "client" if status < 500 else "server"
     error = {
@@ -100,8 +99,5 @@ def model_error(status: int, body: bytes) -> tuple[int, dict[str, str], bytes]:
         "OriginalMessage": original,
         "LogStreamArn": "",
     }
-    return (
-        424,
-        {"content-type": "application/json", "x-amzn-errortype": "ModelError"},
-        json.dumps(error).encode(),
-    )
+    headers = {"content-type": "application/json", "x-amzn-errortype": "ModelError"}
+    return 424, headers, json.dumps(error).encode()

@@ -1,16 +1,16 @@
-"""CloudWatch alarms: those that roll an update back, and the one that starts the first instance."""
+"""CloudWatch alarms: those that roll an update back, and the one that scales from zero instances to one."""
 
-from argparse import Namespace
 from typing import Any
 
 from aws.client import Aws, list_all, none_if_missing
 from aws.names import PROJECT_TAG, VARIANT, alarm_prefix, tag_list
+from lifecycle.settings import Settings
 
 SCALE_FROM_ZERO = "scale-from-zero"
 
 
 def create_scale_from_zero_alarm(aws: Aws, project: str, action: str) -> None:
-    """An alarm that starts the first instance when pictures wait and there is none."""
+    """Create the alarm that starts the first instance for queued requests; `action` is a policy's ARN."""
     put_alarm(
         aws,
         project,
@@ -26,7 +26,7 @@ def create_scale_from_zero_alarm(aws: Aws, project: str, action: str) -> None:
 
 
 def create_guard_alarms(aws: Aws, project: str, latency: int) -> list[str]:
-    """Alarms on more than 5 % of answers being 5xx, and on p99 over `latency` ms; returns their names."""
+    """Create alarms on more than 5 % 5xx responses, and on a p99 over `latency` ms; returns their names."""
     common = {
         "Dimensions": [
             {"Name": "EndpointName", "Value": project},
@@ -36,7 +36,8 @@ def create_guard_alarms(aws: Aws, project: str, latency: int) -> list[str]:
         "TreatMissingData": "notBreaching",
     }
     errors = {"MetricName": "Invocation5XXErrors", "Statistic": "Average", "Threshold": 0.05}
-    slow = {"MetricName": "ModelLatency", "ExtendedStatistic": "p99", "Threshold": latency * 1000.0}  # us
+    microseconds = latency * 1000.0  # ModelLatency's unit
+    slow = {"MetricName": "ModelLatency", "ExtendedStatistic": "p99", "Threshold": microseconds}
     return [
         put_alarm(aws, project, "5xx", **errors, **common),
         put_alarm(aws, project, "latency", **slow, **common),
@@ -44,7 +45,7 @@ def create_guard_alarms(aws: Aws, project: str, latency: int) -> list[str]:
 
 
 def put_alarm(aws: Aws, project: str, what: str, **request: Any) -> str:
-    """Make or change one of the project's alarms, over two minutes; returns its name."""
+    """Create or update one of the project's alarms, on two minutes of data; returns its name."""
     name = alarm_prefix(project) + what
     aws("cloudwatch").put_metric_alarm(
         AlarmName=name,
@@ -58,23 +59,23 @@ def put_alarm(aws: Aws, project: str, what: str, **request: Any) -> str:
 
 
 def list_alarms(aws: Aws, project: str) -> list[str]:
-    """The names of the project's own alarms (those of target tracking are AWS's)."""
-    found = list_all(
-        aws("cloudwatch"), "describe_alarms", "MetricAlarms", AlarmNamePrefix=alarm_prefix(project)
-    )
-    return [one["AlarmName"] for one in found]
+    """The names of the project's own alarms, without those that target tracking creates."""
+    prefix = alarm_prefix(project)
+    alarms = list_all(aws("cloudwatch"), "describe_alarms", "MetricAlarms", AlarmNamePrefix=prefix)
+    return [alarm["AlarmName"] for alarm in alarms]
 
 
 def delete_alarms(aws: Aws, names: list[str]) -> None:
-    """Delete alarms; those that are gone do not matter, but would keep AWS from deleting the others."""
+    """Delete alarms. One request each: DeleteAlarms deletes none if one of several does not exist."""
     for name in names:
         none_if_missing(aws("cloudwatch").delete_alarms, AlarmNames=[name])
 
 
-def deployment_config(settings: Namespace, names: list[str], count: int) -> dict:
-    """UpdateEndpoint's DeploymentConfig: all at once on one instance, one first where `count` run, from two.
+def deployment_config(settings: Settings, names: list[str], count: int) -> dict:
+    """UpdateEndpoint's DeploymentConfig: blue/green, rolled back by the alarms of these names.
 
-    AWS takes a canary of at most half of the instances.
+    With `count` >= 2 instances, one instance is the canary; AWS allows at most half of them. One instance is
+    replaced all at once.
     """
     traffic: dict[str, Any] = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": settings.bake}
     if count > 1:
@@ -89,6 +90,6 @@ def deployment_config(settings: Namespace, names: list[str], count: int) -> dict
     }
 
 
-def update_timeout(settings: Namespace) -> int:
-    """Seconds after which SageMaker gives a guarded update up; AWS takes 600 to 28800."""
+def update_timeout(settings: Settings) -> int:
+    """Seconds after which SageMaker rolls a guarded update back; AWS allows 600 to 28800."""
     return min(settings.startup + settings.download + 2 * settings.bake + 1800, 28800)

@@ -1,11 +1,12 @@
-"""How many instances, by load; and the alarms that wake an endpoint or roll an update back."""
+"""Autoscaling of the endpoint's instances: configure, remove, and restore it after a failed update."""
 
-from argparse import Namespace
 from functools import partial
+from typing import Any
 
 from aws.client import Aws, list_all, none_if_denied, none_if_missing
 from aws.names import alarm_prefix, scalable_resource_id
 from lifecycle.alarms import SCALE_FROM_ZERO, create_scale_from_zero_alarm
+from lifecycle.settings import Settings
 
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 LOAD = "load"
@@ -24,8 +25,8 @@ def find_target(aws: Aws, project: str) -> dict | None:
     return found[0] if found else None
 
 
-def configure(aws: Aws, project: str, settings: Namespace) -> None:
-    """Register the endpoint's variant with its limits and policies; again is the same."""
+def configure(aws: Aws, project: str, settings: Settings) -> None:
+    """Register the endpoint's variant with its limits and policies; idempotent."""
     scaler = aws("application-autoscaling")
     variant = {
         "ServiceNamespace": "sagemaker",
@@ -33,16 +34,16 @@ def configure(aws: Aws, project: str, settings: Namespace) -> None:
         "ScalableDimension": DIMENSION,
     }
     scaler.register_scalable_target(**variant, MinCapacity=settings.min, MaxCapacity=settings.max)
-    policy = load_policy(project, settings)
     scaler.put_scaling_policy(
         PolicyName=alarm_prefix(project) + LOAD,
         PolicyType="TargetTrackingScaling",
-        TargetTrackingScalingPolicyConfiguration=policy,
+        TargetTrackingScalingPolicyConfiguration=load_policy(project, settings),
         **variant,
     )
     if settings.kind == "async" and settings.min == 0:
+        # Target tracking divides the queue by the number of instances, which gives no value for zero.
         step = {"MetricIntervalLowerBound": 0.0, "ScalingAdjustment": 1}
-        made = scaler.put_scaling_policy(
+        policy = scaler.put_scaling_policy(
             PolicyName=alarm_prefix(project) + SCALE_FROM_ZERO,
             PolicyType="StepScaling",
             StepScalingPolicyConfiguration={
@@ -52,59 +53,59 @@ def configure(aws: Aws, project: str, settings: Namespace) -> None:
             },
             **variant,
         )
-        create_scale_from_zero_alarm(aws, project, made["PolicyARN"])
+        create_scale_from_zero_alarm(aws, project, policy["PolicyARN"])
 
 
-def load_policy(project: str, settings: Namespace) -> dict:
-    """Hold the invocations per instance and minute, or the pictures that wait per instance, at a target."""
-    policy = {
+def load_policy(project: str, settings: Settings) -> dict:
+    """Target tracking of the invocations per minute and instance; async: of the queue per instance."""
+    policy: dict[str, Any] = {
         "TargetValue": float(settings.target),
         "ScaleInCooldown": settings.cooldown,
         "ScaleOutCooldown": settings.cooldown,
     }
     if settings.kind != "async":
-        metric = {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}
-        return policy | {"PredefinedMetricSpecification": metric}
-    metric = {
+        predefined = {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}
+        return policy | {"PredefinedMetricSpecification": predefined}
+    backlog = {
         "MetricName": "ApproximateBacklogSizePerInstance",
         "Namespace": "AWS/SageMaker",
         "Dimensions": [{"Name": "EndpointName", "Value": project}],
         "Statistic": "Average",
     }
-    return policy | {"CustomizedMetricSpecification": metric}
+    return policy | {"CustomizedMetricSpecification": backlog}
 
 
 def snapshot(aws: Aws, project: str) -> list[tuple[str, dict]]:
-    """The endpoint's autoscaling as the calls that would make it anew; none where there is none."""
-    found = find_target(aws, project)
-    if not found:
+    """The endpoint's autoscaling as API calls that recreate it; empty without autoscaling."""
+    target = find_target(aws, project)
+    if not target:
         return []
-    variant = {key: found[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
-    limits = {key: found[key] for key in ("MinCapacity", "MaxCapacity")}
+    variant = {key: target[key] for key in ("ServiceNamespace", "ResourceId", "ScalableDimension")}
+    limits = {key: target[key] for key in ("MinCapacity", "MaxCapacity")}
     client = aws("application-autoscaling")
-    look = partial(list_all, client, "describe_scaling_policies", "ScalingPolicies", **variant)
-    policies = none_if_denied(look) or []
-    own = ("PolicyName", "PolicyType")
-    rules = ("TargetTrackingScalingPolicyConfiguration", "StepScalingPolicyConfiguration")
-    calls = [{key: one[key] for key in (*own, *rules) if key in one} for one in policies]
+    list_policies = partial(list_all, client, "describe_scaling_policies", "ScalingPolicies", **variant)
+    policies = none_if_denied(list_policies) or []
+    keys = ["PolicyName", "PolicyType"]
+    keys += ["TargetTrackingScalingPolicyConfiguration", "StepScalingPolicyConfiguration"]
+    requests = [{key: policy[key] for key in keys if key in policy} for policy in policies]
     return [
         ("register_scalable_target", variant | limits),
-        *(("put_scaling_policy", variant | call) for call in calls),
+        *(("put_scaling_policy", variant | request) for request in requests),
     ]
 
 
-def restore(aws: Aws, remembered: list[tuple[str, dict]]) -> None:
-    """Scale the endpoint again as `remember` saw it."""
-    for call, request in remembered:
-        getattr(aws("application-autoscaling"), call)(**request)
+def restore(aws: Aws, calls: list[tuple[str, dict]]) -> None:
+    """Recreate the autoscaling of a `snapshot`."""
+    for operation, request in calls:
+        getattr(aws("application-autoscaling"), operation)(**request)
 
 
 def remove(aws: Aws, project: str) -> bool:
-    """Stop scaling the endpoint, policies included; whether it was scaled."""
-    answer = none_if_missing(
+    """Stop scaling the endpoint, which deletes the policies, too; whether it was scaled."""
+    response = none_if_missing(
         aws("application-autoscaling").deregister_scalable_target,
         ServiceNamespace="sagemaker",
         ResourceId=scalable_resource_id(project),
         ScalableDimension=DIMENSION,
     )
-    return answer is not None
+    return response is not None

@@ -1,4 +1,4 @@
-"""What an endpoint's containers write: every instance's stream, merged in order of time and coloured."""
+"""The verb `logs`: what an endpoint's containers write, all instances merged by time, in colour."""
 
 import sys
 import time
@@ -15,58 +15,58 @@ from aws.names import log_group
 from common import terminal_safe
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_red")
-PAUSE = 3  # seconds between two looks; CloudWatch allows few a second to the whole account
-LATE = 60_000  # milliseconds that a line may come to CloudWatch after a younger one
+PAUSE = 3  # seconds between two requests; FilterLogEvents allows few per second in the whole account
+LATE = 60_000  # milliseconds by which a line may reach CloudWatch after a newer one
 
 
-def show(aws: Aws, project: str, since: int, follow: bool) -> int:
-    """Print the lines of the last `since` seconds, and with `follow` those to come; the exit code."""
+def show(aws: Aws, project: str, since: int, *, follow: bool) -> int:
+    """Print the last `since` seconds, and with `follow` new lines until Ctrl-C; returns the exit code."""
     console = Console(soft_wrap=True, highlight=False)
     after = int((time.time() - since) * 1000)
-    shown: dict[str, int] = {}  # an event's id, and when it was
+    printed: dict[str, int] = {}  # an event's id, and its time
     print_note(f"the log of {project} in {aws.region}; times are UTC")
-    said = ""
+    last_note = ""
     while True:
-        trouble = print_new(aws, project, after, shown, console, follow)
+        note = print_new(aws, project, after, printed, console, follow=follow)
         if not follow:
             break
-        if not shown and not trouble:
-            trouble = f"waiting for {project} to write something; Ctrl-C ends this"
-        if trouble and trouble != said:
-            print_note(trouble)
-        said = trouble
-        after = max([after, *(at - LATE for at in shown.values())])
-        for key in [key for key, at in shown.items() if at < after]:
-            del shown[key]
+        if not printed and not note:
+            note = f"waiting for {project} to write something; stop with Ctrl-C"
+        if note and note != last_note:
+            print_note(note)
+        last_note = note
+        after = max([after, *(at - LATE for at in printed.values())])
+        for key in [key for key, at in printed.items() if at < after]:
+            del printed[key]
         time.sleep(PAUSE)
-    if not shown:
+    if not printed:
         print(f"{project} has written nothing in this time; --since 1d looks further back")
-    return 0 if shown else 1
+    return 0 if printed else 1
 
 
 def print_new(
-    aws: Aws, project: str, after: int, shown: dict[str, int], console: Console, follow: bool
+    aws: Aws, project: str, after: int, printed: dict[str, int], console: Console, *, follow: bool
 ) -> str:
-    """Print what is not among `shown` and add it there; with `follow`, what went wrong and will pass."""
+    """Print the events that are not in `printed` and add them; with `follow`, returns a transient error."""
     try:
         for event in read_events(aws, project, after):
-            if event["eventId"] not in shown:
-                shown[event["eventId"]] = event["timestamp"]
+            if event["eventId"] not in printed:
+                printed[event["eventId"]] = event["timestamp"]
                 console.print(format_event(event))
     except AwsError as error:
         if not follow or not is_transient(error):
             raise
-        return f"note: {as_command_error(error)}; this goes on by itself"
+        return f"note: {as_command_error(error)}; retrying"
     return ""
 
 
 def print_note(text: str) -> None:
-    """To the user and not into the log, which may be on its way to a file."""
+    """Print to stderr, because stdout may be redirected into a file."""
     print(text, file=sys.stderr, flush=True)
 
 
 def read_events(aws: Aws, project: str, after: int) -> Iterator[dict]:
-    """Log events from `after` (milliseconds since 1970) on, the oldest first, as the pages come."""
+    """Log events since `after` (milliseconds since 1970), each page by time; none without a log group."""
     pages = aws("logs").get_paginator("filter_log_events")
     try:
         for page in pages.paginate(logGroupName=log_group(project), startTime=after):
@@ -77,8 +77,8 @@ def read_events(aws: Aws, project: str, after: int) -> Iterator[dict]:
 
 
 def format_event(event: dict) -> Text:
-    """Time, instance, message; an instance keeps its colour."""
-    stream = event["logStreamName"]  # AllTraffic/i-0123456789abcdef0, or that and /data-log
+    """Time, instance and message; an instance always has the same colour."""
+    stream = event["logStreamName"]  # AllTraffic/i-0123456789abcdef0, or the same with /data-log
     instance = terminal_safe((stream.split("/")[1:] or [stream])[0])
     colour = COLOURS[zlib.crc32(instance.encode()) % len(COLOURS)]
     at = datetime.fromtimestamp(event["timestamp"] / 1000, UTC)

@@ -1,4 +1,4 @@
-"""An endpoint's last hour as CloudWatch measured it: twelve points of five minutes, and a picture of them."""
+"""An endpoint's last hour in CloudWatch: twelve points of five minutes, and sparklines of them."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ METRICS = {  # CloudWatch's metric, its statistic, what to divide by
     "invocations": ("Invocations", "Sum", 1),
     "4xx": ("Invocation4XXErrors", "Sum", 1),
     "5xx": ("Invocation5XXErrors", "Sum", 1),
-    "model_p50_ms": ("ModelLatency", "p50", 1000),  # CloudWatch has microseconds
+    "model_p50_ms": ("ModelLatency", "p50", 1000),  # CloudWatch stores microseconds
     "model_p99_ms": ("ModelLatency", "p99", 1000),
     "overhead_p50_ms": ("OverheadLatency", "p50", 1000),
     "overhead_p99_ms": ("OverheadLatency", "p99", 1000),
@@ -20,40 +20,40 @@ PERIOD = timedelta(minutes=5)
 POINTS = 12
 BARS = "▁▂▃▄▅▆▇█"
 NO_VALUE = "·"
+FAILED = ("InternalError", "Forbidden")  # StatusCode of a metric
 
 
 def last_hour(aws: Aws, project: str) -> dict:
-    """Requests, errors and latencies (ms): together, and each five minutes' under "points".
+    """Requests, errors and latencies (ms) of the hour, and of each five minutes under "points".
 
-    None where nothing was measured. The last point is of the five minutes that are not over yet. Raises Stop
-    when CloudWatch answers for only a part.
+    None for what was not measured. The last point is of the current five minutes. Raises CommandError if
+    CloudWatch returns only a part.
     """
     begin = first_period(datetime.now(UTC))
-    answer = aws("cloudwatch").get_metric_data(
+    response = aws("cloudwatch").get_metric_data(
         MetricDataQueries=queries(project), StartTime=begin, EndTime=begin + POINTS * PERIOD
     )
-    results = {result["Id"]: result for result in answer["MetricDataResults"]}
-    bad = [
-        one["StatusCode"] for one in results.values() if one["StatusCode"] in ("InternalError", "Forbidden")
-    ]
-    if bad:
-        raise CommandError(3, f"CloudWatch did not answer for every metric ({bad[0]}): repeat the command")
+    results = {result["Id"]: result for result in response["MetricDataResults"]}
+    failed = [result["StatusCode"] for result in results.values() if result["StatusCode"] in FAILED]
+    if failed:
+        text = f"CloudWatch did not return every metric ({failed[0]})"
+        raise CommandError(3, f"{text}: run the command again")
     points = {
         key: align(results.get(f"m{number}", {}), begin, unit)
         for number, (key, (_, _, unit)) in enumerate(METRICS.items())
     }
-    whole = {key: aggregate(points[key], statistic) for key, (_, statistic, _) in METRICS.items()}
-    return {"from": begin.isoformat(), "minutes": 5, **whole, "points": points}
+    hour = {key: aggregate(points[key], statistic) for key, (_, statistic, _) in METRICS.items()}
+    return {"from": begin.isoformat(), "minutes": 5, **hour, "points": points}
 
 
 def first_period(now: datetime) -> datetime:
-    """Where the first of the twelve periods begins, of which the last holds this moment."""
+    """The start of the first of twelve periods, the last of which contains `now`."""
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     return midnight + ((now - midnight) // PERIOD + 1 - POINTS) * PERIOD
 
 
 def queries(project: str) -> list[dict]:
-    """GetMetricData's questions, m0 for the first metric."""
+    """GetMetricData's queries; m0 is the first metric."""
     dimensions = [{"Name": "EndpointName", "Value": project}, {"Name": "VariantName", "Value": VARIANT}]
     metrics = [
         ({"Namespace": "AWS/SageMaker", "MetricName": name, "Dimensions": dimensions}, statistic)
@@ -67,17 +67,17 @@ def queries(project: str) -> list[dict]:
 
 
 def align(result: dict, begin: datetime, unit: int) -> list[float | None]:
-    """A metric's values where they belong among the points."""
+    """A metric's values as twelve points, None where CloudWatch has none."""
     points: list[float | None] = [None] * POINTS
-    for at, value in zip(result.get("Timestamps", []), result.get("Values", []), strict=True):
-        number = (at - begin) // PERIOD
+    for time, value in zip(result.get("Timestamps", []), result.get("Values", []), strict=True):
+        number = (time - begin) // PERIOD
         if 0 <= number < POINTS:
             points[number] = round(value / unit, 2)
     return points
 
 
 def aggregate(points: Sequence[float | None], statistic: str) -> float | None:
-    """The hour's: counts are added; of percentiles, which cannot be, the worst five minutes'."""
+    """The hour's value: the sum of counts; the worst point of percentiles, which cannot be added."""
     values = [value for value in points if value is not None]
     if not values:
         return None
@@ -85,28 +85,29 @@ def aggregate(points: Sequence[float | None], statistic: str) -> float | None:
 
 
 def sparkline(points: Sequence[float | None]) -> str:
-    """A character for each point, as high as its share of the highest."""
+    """A bar for each point, in proportion to the highest."""
     highest = max((value or 0 for value in points), default=0)
     return "".join(BARS[round(value / highest * (len(BARS) - 1))] if value else NO_VALUE for value in points)
 
 
-def as_text(seen: dict | None) -> str:
-    """The picture, the counts and the times, a line each."""
-    if seen is None:
+def as_text(hour: dict | None) -> str:
+    """The sparklines with their totals, and the latencies, one per line."""
+    if hour is None:
         return "unknown: see the note"
-    if not seen["invocations"]:
+    if not hour["invocations"]:
         return "no requests"
-    said = [
-        f"{sparkline(seen['points']['invocations'])}  {seen['invocations']:,.0f} requests in 12 x 5 minutes"
+    points = hour["points"]
+    lines = [f"{sparkline(points['invocations'])}  {hour['invocations']:,.0f} requests in 12 x 5 minutes"]
+    lines += [
+        f"{sparkline(points[key])}  {hour[key]:,.0f} answered with {key}"
+        for key in ("4xx", "5xx")
+        if hour[key]
     ]
-    for key in ("4xx", "5xx"):
-        if seen[key]:
-            said.append(f"{sparkline(seen['points'][key])}  {seen[key]:,.0f} answered with {key}")
-    if len(said) == 1:
-        said[0] += ", none with 4xx or 5xx"
-    times = [
-        f"{name} p50 {seen[f'{name}_p50_ms']:g} ms, p99 {seen[f'{name}_p99_ms']:g} ms"
+    if len(lines) == 1:
+        lines[0] += ", none with 4xx or 5xx"
+    latencies = [
+        f"{name} p50 {hour[f'{name}_p50_ms']:g} ms, p99 {hour[f'{name}_p99_ms']:g} ms"
         for name in ("model", "overhead")
-        if seen[f"{name}_p50_ms"] is not None and seen[f"{name}_p99_ms"] is not None
+        if hour[f"{name}_p50_ms"] is not None and hour[f"{name}_p99_ms"] is not None
     ]
-    return "\n".join(said + ([f"worst 5 minutes: {'; '.join(times)}"] if times else []))
+    return "\n".join(lines + ([f"worst 5 minutes: {'; '.join(latencies)}"] if latencies else []))

@@ -1,9 +1,10 @@
-"""Before anything is created: the archive, the role, your permissions and the quota, where AWS lets us ask.
+"""Checks before anything is created: the archive, the role, your permissions and the quota.
 
-What may not be asked is said and passed over; what would certainly fail stops here, with nothing made.
+What AWS does not let you check is reported and skipped; what would certainly fail raises CommandError.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from aws.client import Aws, AwsError, as_command_error, is_denied, list_all, none_if_missing
@@ -14,40 +15,40 @@ from lifecycle.plan import Plan
 QUOTAS = "https://{region}.console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas"
 
 
-def check(aws: Aws, plan: Plan, extra: int) -> list[str]:
-    """Everything in turn; returns what could not be checked. `extra` instances will be needed at most.
+def check(aws: Aws, plan: Plan, instances: int) -> list[str]:
+    """Run all checks; returns a sentence for each that was denied.
 
-    Raises Stop for the first thing that would fail.
+    `instances` is the largest number of instances of the type that will run at the same time. Raises
+    CommandError for the first problem.
     """
     check_archive(aws, plan)
-    passed_over = []
-    for what, look in (
-        ("the role", lambda: check_role(aws, plan)),
-        ("your permissions", lambda: check_caller(aws, plan)),
-        ("the quota", lambda: check_quota(aws, plan.settings.instance, extra)),
-    ):
-        if what == "the quota" and plan.settings.kind == "serverless":
-            continue
+    checks: dict[str, Callable[[], None]] = {
+        "the role": lambda: check_role(aws, plan),
+        "your permissions": lambda: check_caller(aws, plan),
+    }
+    if plan.settings.kind != "serverless":
+        checks["the quota"] = lambda: check_quota(aws, plan.settings.instance, instances)
+    skipped = []
+    for what, run in checks.items():
         try:
-            look()
+            run()
         except AwsError as error:
             if not is_denied(error):
                 raise
-            passed_over.append(f"{what} was not checked: {as_command_error(error)}")
-    return passed_over
+            skipped.append(f"{what} was not checked: {as_command_error(error)}")
+    return skipped
 
 
 def check_archive(aws: Aws, plan: Plan) -> None:
-    """Raises Stop when the bucket or the archive was deleted."""
+    """Raise CommandError if the bucket or the archive was deleted."""
     key = plan.archive.url.removeprefix(f"s3://{plan.archive.bucket}/")
     if none_if_missing(aws("s3").head_object, Bucket=plan.archive.bucket, Key=key) is None:
-        raise CommandError(
-            3, f"{plan.archive.url} is no longer there: run `invoke package` to upload it again"
-        )
+        text = f"{plan.archive.url} does not exist any more"
+        raise CommandError(3, f"{text}: run `invoke package` to upload it again")
 
 
 def check_role(aws: Aws, plan: Plan) -> None:
-    """Raises Stop when the role is missing, SageMaker may not use it, or it lacks what the endpoint needs."""
+    """Raise CommandError if the role is missing, SageMaker may not assume it, or it lacks a permission."""
     settings, arn = plan.settings, f"arn:{aws.partition}:s3:::"
     actions = [("s3:GetObject", arn + plan.archive.url.removeprefix("s3://"))]
     if "dkr.ecr" in plan.model["PrimaryContainer"]["Image"]:
@@ -62,36 +63,35 @@ def check_role(aws: Aws, plan: Plan) -> None:
 
 
 def check_role_actions(aws: Aws, project: str, arn: str, actions: list[tuple[str, str]]) -> None:
-    """Raises Stop when the role is missing, is not SageMaker's, or may not do one of these on a resource."""
+    """Raise CommandError if the role is missing, is not SageMaker's, or lacks one of (action, resource)."""
     ours = arn.endswith(f"/{role_name(project)}")
     role = none_if_missing(aws("iam").get_role, RoleName=arn.rpartition("/")[2])
     if role is None:
-        way = "`invoke role --create` makes it" if ours else "correct `role`, or leave it out"
-        raise CommandError(2, f"there is no role {arn}: {way}")
+        advice = "`invoke role --create` creates it" if ours else "correct `role`, or leave it out"
+        raise CommandError(2, f"there is no role {arn}: {advice}")
     if "sagemaker.amazonaws.com" not in str(role["Role"]["AssumeRolePolicyDocument"]):
-        raise CommandError(
-            2, f"SageMaker may not use {arn}: its trust policy must name sagemaker.amazonaws.com"
-        )
+        text = f"SageMaker may not assume {arn}"
+        raise CommandError(2, f"{text}: its trust policy must name sagemaker.amazonaws.com")
     for action, resource in denied_actions(aws("iam"), arn, actions):
-        again = "`invoke role --create` mends it" if ours else "`invoke role` prints what it needs"
-        raise CommandError(3, f"the role {arn} lacks {action} on {resource}: {again}")
+        advice = "`invoke role --create` fixes it" if ours else "`invoke role` prints what it needs"
+        raise CommandError(3, f"the role {arn} lacks {action} on {resource}: {advice}")
 
 
 def check_caller(aws: Aws, plan: Plan) -> None:
-    """Raises Stop when your own identity lacks a permission that deploying needs."""
+    """Raise CommandError if your own identity lacks a permission that deploying needs."""
     caller = aws.caller
-    if ":assumed-role/" in caller:  # a session of a role; its path is lost in the session's name
+    if ":assumed-role/" in caller:  # a session's ARN lacks the role's path, so ask IAM for the role's ARN
         name = caller.split("/")[1]
         caller = aws("iam").get_role(RoleName=name)["Role"]["Arn"]
     if caller.endswith(":root"):
         return
     here = f"arn:{aws.partition}:sagemaker:{aws.region}:{aws.account}"
     endpoint = f"{here}:endpoint/{plan.project}"
-    verbs = ("CreateEndpoint", "UpdateEndpoint", "DeleteEndpoint", "InvokeEndpoint")
+    operations = ("CreateEndpoint", "UpdateEndpoint", "DeleteEndpoint", "InvokeEndpoint")
     actions = [
         ("sagemaker:CreateModel", f"{here}:model/{plan.model['ModelName']}"),
         ("sagemaker:CreateEndpointConfig", f"{here}:endpoint-config/{plan.name}"),
-        *((f"sagemaker:{verb}", endpoint) for verb in verbs),
+        *((f"sagemaker:{operation}", endpoint) for operation in operations),
         ("sagemaker:AddTags", endpoint),
         ("iam:PassRole", plan.model["ExecutionRoleArn"]),
     ]
@@ -101,36 +101,34 @@ def check_caller(aws: Aws, plan: Plan) -> None:
 
 
 def denied_actions(iam: Any, arn: str, actions: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Which of these (action, resource), IAM's simulator says, an identity may not do."""
+    """Those of the (action, resource) pairs that IAM's policy simulator denies to an identity."""
     context = {
         "ContextKeyName": "iam:PassedToService",
         "ContextKeyValues": ["sagemaker.amazonaws.com"],
         "ContextKeyType": "string",
     }
-    refused = []
+    denied = []
     for resource in dict.fromkeys(resource for _, resource in actions):
         names = [action for action, on in actions if on == resource]
-        answer = iam.simulate_principal_policy(
+        response = iam.simulate_principal_policy(
             PolicySourceArn=arn, ActionNames=names, ResourceArns=[resource], ContextEntries=[context]
         )
-        refused += [
+        denied += [
             (result["EvalActionName"], resource)
-            for result in answer["EvaluationResults"]
-            # With a condition that we cannot know of, the simulator's no is no answer.
+            for result in response["EvaluationResults"]
+            # The simulator also denies what depends on a condition whose value it was not given.
             if result["EvalDecision"] != "allowed" and not result.get("MissingContextValues")
         ]
-    return [pair for pair in actions if pair in refused]
+    return [pair for pair in actions if pair in denied]
 
 
-def check_quota(aws: Aws, instance: str, extra: int) -> None:
-    """Raises Stop when the account's quota for this instance type is below what will be used at once."""
-    if not extra:
+def check_quota(aws: Aws, instance: str, instances: int) -> None:
+    """Raise CommandError if the account's quota for an instance type is below `instances`."""
+    if not instances:
         return
-    wanted = f"{instance} for endpoint usage"
+    name = f"{instance} for endpoint usage"
     for quota in list_all(aws("service-quotas"), "list_service_quotas", "Quotas", ServiceCode="sagemaker"):
-        if quota["QuotaName"] == wanted and quota["Value"] < extra:
-            where = QUOTAS.format(region=aws.region)
-            text = f"your quota of {wanted} is {quota['Value']:g}, and {extra} are needed at once"
-            raise CommandError(
-                3, f"{text}: ask for more at {where}/{re.sub('[^A-Z0-9-]', '', quota['QuotaCode'])}"
-            )
+        if quota["QuotaName"] == name and quota["Value"] < instances:
+            page = f"{QUOTAS.format(region=aws.region)}/{re.sub('[^A-Z0-9-]', '', quota['QuotaCode'])}"
+            text = f"your quota of {name} is {quota['Value']:g}, and {instances} are needed at once"
+            raise CommandError(3, f"{text}: request an increase at {page}")

@@ -1,9 +1,10 @@
-"""Deleting one thing at a time, for destroy, deploy, batch and image; what is gone already is no error."""
+"""Deleting one thing at a time, for destroy, deploy, batch and image; what does not exist is no error."""
 
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from botocore.exceptions import ClientError
 
@@ -16,9 +17,8 @@ from lifecycle import autoscaling
 from lifecycle.state import describe_config, get_state, list_configs, variant_of
 
 RUNNING_STATES = ("InProgress", "Stopping")
-DATA_KEYS = (
-    r"[0-9a-f]{12}/model\.tar\.gz|(async|capture|image)/.*"  # this project's, in a bucket it may share
-)
+# This project's keys below PROJECT/: the bucket may hold other objects there.
+DATA_KEYS = r"[0-9a-f]{12}/model\.tar\.gz|(async|capture|image)/.*"
 
 
 @dataclass(frozen=True)
@@ -30,80 +30,59 @@ class Item:
     remove: Callable[[], object]
 
 
-def remove_all(project: str, found: list[Item], yes: bool) -> list[str]:
-    """Show it, ask, remove it; a sentence on each thing that stays. Raises Stop when nobody can be asked."""
+def remove_all(project: str, found: list[Item], *, yes: bool) -> list[str]:
+    """Print the items, ask unless `yes`, remove them; a sentence for each failure. Raises CommandError."""
     for item in found:
         print(f"  {item.kind:14} {item.name}")
     if found and not yes:
         confirm(project)
-    wrong = []
+    errors = []
     for item in found:
         try:
             item.remove()
             print(f"removed {item.kind} {item.name}", flush=True)
         except Failure as error:
-            wrong.append(f"{item.kind} {item.name} could not be removed: {as_command_error(error)}")
-            if item.kind == "endpoint":  # which needs its configuration, and the end that was arranged for it
-                wrong.append("what belongs to the endpoint stays as long as it does: repeat the command")
+            errors.append(f"{item.kind} {item.name} could not be removed: {as_command_error(error)}")
+            if item.kind == "endpoint":  # it still needs its configuration and its scheduled deletion
+                errors.append("everything else is kept as long as the endpoint exists: run the command again")
                 break
-    return wrong
+    return errors
 
 
 def confirm(project: str) -> None:
-    """Ask on the terminal. Raises Stop unless the answer is yes."""
+    """Ask on the terminal. Raises CommandError unless the answer is yes."""
     if not sys.stdin.isatty():
-        raise CommandError(2, "nobody is here to ask: the same command with --yes removes this without")
+        raise CommandError(2, "stdin is not a terminal: pass --yes to confirm")
     if input(f"remove all this of {project}? [y/N] ").strip().lower() not in ("y", "yes"):
         raise CommandError(1, "nothing was removed")
 
 
-def counted(objects: list[dict]) -> str:
-    """How many, in words."""
-    return f"{len(objects)} object{'s' * (len(objects) != 1)}"
-
-
-def find_images(aws: Aws, project: str) -> Iterator[Item]:
-    """What `invoke image` made: the repository, and CodeBuild's project and logs where that built it."""
-    name = image_name(project)
-    if repository.find_repository(aws, project):
-        yield Item("images", name, lambda: repository.remove_repository(aws, project))
-    if codebuild.check_project(aws, project):
-        yield Item("builder", name, lambda: codebuild.remove_project(aws, project))
-    yield from find_logs(aws, build_log_group(project))
-
-
-def find_logs(aws: Aws, name: str) -> Iterator[Item]:
-    """What was written, of one log group."""
-    groups = list_all(aws("logs"), "describe_log_groups", "logGroups", logGroupNamePrefix=name)
-    if any(group["logGroupName"] == name for group in groups):
-        yield Item("logs", name, lambda: none_if_missing(aws("logs").delete_log_group, logGroupName=name))
-
-
-# --- one thing at a time; what is gone already does not matter
+# --- the endpoint and its parts
 
 
 def remove_endpoint(aws: Aws, project: str) -> None:
-    """Delete the endpoint and wait until it is gone; AWS deletes none that is being made."""
+    """Delete the endpoint and wait until it does not exist. Raises CommandError if AWS did not delete it."""
     none_if_denied(autoscaling.remove, aws, project)
     state = get_state(aws, project)
-    if state.status in IN_TRANSITION:
+    if state.status in IN_TRANSITION:  # in which AWS rejects DeleteEndpoint
         wait_until_stable(aws, project)
     try:
         if none_if_missing(aws("sagemaker").delete_endpoint, EndpointName=project) is None:
             return
     except ClientError:
-        if get_state(aws, project).status != "Deleting":  # as after a repeated request, or by the schedule
+        # Deleting: after a request that boto3 retried, or by the schedule.
+        if get_state(aws, project).status != "Deleting":
             raise
-    left = wait_until_stable(aws, project)
-    if left is not None:
-        reason = left.get("FailureReason", "AWS gives no reason")
-        raise CommandError(3, f"the endpoint {project} is still {left['EndpointStatus']}: {reason}")
+    endpoint = wait_until_stable(aws, project)
+    if endpoint is not None:
+        reason = endpoint.get("FailureReason", "AWS gives no reason")
+        raise CommandError(3, f"the endpoint {project} is still {endpoint['EndpointStatus']}: {reason}")
 
 
 def remove_parts(aws: Aws, project: str, config: str, model: str) -> None:
-    """Delete a configuration, and its model unless another configuration needs it."""
+    """Delete a configuration, and its model unless another configuration uses it."""
     remove_config(aws, config)
-    others = [describe_config(aws, one["EndpointConfigName"]) for one in list_configs(aws, project)]
+    others = [describe_config(aws, summary["EndpointConfigName"]) for summary in list_configs(aws, project)]
     if model not in [variant_of(other)["ModelName"] for other in others if other]:
         remove_model(aws, model)
 
@@ -118,21 +97,19 @@ def remove_model(aws: Aws, name: str) -> None:
     none_if_missing(aws("sagemaker").delete_model, ModelName=name)
 
 
+# --- batch transforms
+
+
 def running_jobs(aws: Aws, project: str) -> list[dict]:
-    """The project's batch transforms that have not ended."""
-    jobs = list_all(
-        aws("sagemaker"), "list_transform_jobs", "TransformJobSummaries", NameContains=f"{project}-batch-"
-    )
-    return [
-        job
-        for job in jobs
-        if job["TransformJobName"].startswith(f"{project}-batch-")
-        and job["TransformJobStatus"] in RUNNING_STATES
-    ]
+    """The project's batch transforms that have not ended (ListTransformJobs)."""
+    prefix = f"{project}-batch-"
+    jobs = list_all(aws("sagemaker"), "list_transform_jobs", "TransformJobSummaries", NameContains=prefix)
+    ours = [job for job in jobs if job["TransformJobName"].startswith(prefix)]
+    return [job for job in ours if job["TransformJobStatus"] in RUNNING_STATES]
 
 
 def stop_job(aws: Aws, name: str) -> None:
-    """Stop a batch transform, unless it has ended by itself or is being stopped."""
+    """Stop a batch transform, unless it has ended or is being stopped."""
     try:
         none_if_missing(aws("sagemaker").stop_transform_job, TransformJobName=name)
     except ClientError:
@@ -141,25 +118,55 @@ def stop_job(aws: Aws, name: str) -> None:
             raise
 
 
+# --- images and logs
+
+
+def find_images(aws: Aws, project: str) -> Iterator[Item]:
+    """What `invoke image` created: the repository, and CodeBuild's project and logs."""
+    name = image_name(project)
+    if repository.find_repository(aws, project):
+        yield Item("images", name, partial(repository.remove_repository, aws, project))
+    if codebuild.check_project(aws, project):
+        yield Item("builder", name, partial(codebuild.remove_project, aws, project))
+    yield from find_logs(aws, build_log_group(project))
+
+
+def find_logs(aws: Aws, name: str) -> Iterator[Item]:
+    """A log group."""
+    groups = list_all(aws("logs"), "describe_log_groups", "logGroups", logGroupNamePrefix=name)
+    if any(group["logGroupName"] == name for group in groups):
+        delete = aws("logs").delete_log_group
+        yield Item("logs", name, partial(none_if_missing, delete, logGroupName=name))
+
+
+# --- data in S3
+
+
+def counted(objects: list[dict]) -> str:
+    """Their number, such as "1 object" or "2 objects"."""
+    return f"{len(objects)} object{'s' * (len(objects) != 1)}"
+
+
 def list_objects(aws: Aws, operation: str, keys: list[str], bucket: str, project: str) -> list[dict]:
-    """All that S3 lists under these keys of its answer and that is this project's."""
-    answers = aws("s3").get_paginator(operation).paginate(Bucket=bucket, Prefix=f"{project}/")
+    """The project's entries under `keys` in an S3 operation's pages; none if the bucket does not exist."""
+    pages = aws("s3").get_paginator(operation).paginate(Bucket=bucket, Prefix=f"{project}/")
     try:
-        found = [one for page in answers for key in keys for one in page.get(key, [])]
+        found = [entry for page in pages for key in keys for entry in page.get(key, [])]
     except aws("s3").exceptions.NoSuchBucket:
         return []
-    return [one for one in found if re.fullmatch(DATA_KEYS, one["Key"].removeprefix(f"{project}/"))]
+    return [entry for entry in found if re.fullmatch(DATA_KEYS, entry["Key"].removeprefix(f"{project}/"))]
 
 
-def remove_upload(aws: Aws, place: dict[str, str]) -> None:
-    """Delete the parts of an upload that was broken off, which S3 keeps and charges for."""
-    none_if_missing(aws("s3").abort_multipart_upload, **place)
+def remove_upload(aws: Aws, upload: dict[str, str]) -> None:
+    """Delete the parts of an unfinished multipart upload, which S3 stores and bills."""
+    none_if_missing(aws("s3").abort_multipart_upload, **upload)
 
 
 def remove_objects(aws: Aws, bucket: str, keys: list[dict]) -> None:
-    """Delete versions of objects, a thousand at a time. Raises Stop for what S3 keeps."""
+    """Delete object versions, 1,000 per request (S3's limit). Raises CommandError."""
     for start in range(0, len(keys), 1000):
         request = {"Objects": keys[start : start + 1000], "Quiet": True}
         errors = aws("s3").delete_objects(Bucket=bucket, Delete=request).get("Errors", [])
         if errors:
-            raise CommandError(3, f"{len(errors)} objects stay, the first because {errors[0].get('Message')}")
+            reason = errors[0].get("Message")
+            raise CommandError(3, f"{len(errors)} objects were not deleted, the first because {reason}")

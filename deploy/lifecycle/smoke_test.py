@@ -1,6 +1,6 @@
-"""The gate: "live" is said of an endpoint only when it has answered a real picture as training did.
+"""The smoke test: an endpoint is reported live only after it answers a validation picture as training did.
 
-SageMaker's own health check says yes before the model is loaded, or when it never will be.
+SageMaker's own health check also passes before the model is loaded, or when it never will be.
 """
 
 import json
@@ -9,31 +9,32 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aws.client import Aws, AwsError, error_code, error_response, none_if_missing
 from aws.wait import progress_line
 from common import CommandError, terminal_safe
 
-MAX_BYTES = 4_000_000  # bytes that every kind of endpoint takes
+MAX_BYTES = 4_000_000  # of a picture: serverless takes requests of 4 MB, the other kinds more
 LOADING = ("ModelNotReadyException", "ServiceUnavailable", "InternalDependencyException", "ReadTimeoutError")
-LOADING_SECONDS = 300  # AWS's Ray container says that it is healthy long before
+LOADING_SECONDS = 300  # AWS's Ray container passes the health check long before its model is loaded
 ASYNC_SECONDS = 1200
 PAUSE = 3  # seconds between two tries
-TRIES = 3  # of an error that may be the first request's alone
+TRIES = 3  # of a request that is answered with an error, which may be the first request's alone
 
 
 @dataclass(frozen=True)
 class TestImage:
-    """A picture, and the labels that it must be answered with (None: any answer will do)."""
+    """A picture, and the labels with which it must be answered (None: any prediction passes)."""
+
+    __test__ = False  # pytest collects classes by this name
 
     name: str
     body: bytes
     expected: set[str] | None
 
 
-def pick_image(build: Path, compare: bool = True) -> TestImage:
-    """The validation picture that training was surest of and right about. Raises Stop if there is none."""
+def pick_image(build: Path, *, compare: bool = True) -> TestImage:
+    """The validation picture with training's most confident right answer. Raises CommandError without one."""
     source = build / "train" / "validation.json"
     try:
         entries = json.loads(source.read_text())
@@ -42,53 +43,52 @@ def pick_image(build: Path, compare: bool = True) -> TestImage:
         file = source.parent / best["file"]
         return TestImage(file.name, file.read_bytes(), set(best["predicted"]) if compare else None)
     except FileNotFoundError as error:
-        raise CommandError(
-            2, f"there is no {error.filename}, to ask about: run `invoke train` first"
-        ) from None
+        text = f"{error.filename}, which the smoke test needs, was not found"
+        raise CommandError(2, f"{text}: run `invoke train` first") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(
-            2, f"{source} names no picture to ask ({error}): run `invoke train` first"
-        ) from None
+        text = f"{source} names no picture for the smoke test ({error})"
+        raise CommandError(2, f"{text}: run `invoke train` first") from None
 
 
-def run(aws: Aws, project: str, kind: str, bucket: str, question: TestImage) -> tuple[bool, str]:
-    """Whether the endpoint answered rightly, and one sentence on its answer."""
-    answer = invoke_async if kind == "async" else invoke
+def run(aws: Aws, project: str, kind: str, bucket: str, image: TestImage) -> tuple[bool, str]:
+    """Whether the endpoint's answer is right, and one sentence on it."""
+    invoke = invoke_async if kind == "async" else invoke_endpoint
     start, tries = time.monotonic(), 0
-    with progress_line(f"asking {project} about {question.name}", "") as tell:
+    with progress_line(f"smoke test of {project} with {image.name}", "") as show:
         while True:
             tries += 1
             try:
-                return judge(answer(aws, project, bucket, question.body, tell), question)
+                return judge(invoke(aws, project, bucket, image.body, show), image)
             except AwsError as error:
                 loading = is_loading(error)
                 if error_code(error) != "ModelError" and not loading:
                     raise
-                patient = loading and time.monotonic() - start < LOADING_SECONDS
-                if tries >= TRIES and not patient:
-                    return False, f"it did not answer {question.name}: {container_message(error)}"
-                tell("its container runs and loads the model" if loading else "it answered with an error")
+                wait_longer = loading and time.monotonic() - start < LOADING_SECONDS
+                if tries >= TRIES and not wait_longer:
+                    return False, f"it did not answer {image.name}: {container_message(error)}"
+                show("the container runs and loads the model" if loading else "it responded with an error")
             time.sleep(PAUSE)
 
 
-def is_loading(error: Any) -> bool:
-    """Whether the container is up and its model is not."""
-    status = error_response(error).get("OriginalStatusCode")  # SageMaker says 0 when its own 60 s have passed
+def is_loading(error: Exception) -> bool:
+    """Whether the container runs and its model is not loaded."""
+    # SageMaker returns status 0 when its own limit of 60 s has passed.
+    status = error_response(error).get("OriginalStatusCode")
     return error_code(error) in LOADING or status in (0, 502, 503, 504)
 
 
-def invoke(aws: Aws, project: str, _: str, picture: bytes, __: Callable[[str], None]) -> bytes:
-    """The endpoint's answer to a picture."""
+def invoke_endpoint(aws: Aws, project: str, _: str, picture: bytes, __: Callable[[str], None]) -> bytes:
+    """The endpoint's response to a picture."""
     request = {"ContentType": "application/x-image", "Accept": "application/json"}
-    reply = aws("sagemaker-runtime").invoke_endpoint(EndpointName=project, Body=picture, **request)
-    return reply["Body"].read()
+    response = aws("sagemaker-runtime").invoke_endpoint(EndpointName=project, Body=picture, **request)
+    return response["Body"].read()
 
 
-def invoke_async(aws: Aws, project: str, bucket: str, picture: bytes, tell: Callable[[str], None]) -> bytes:
-    """An asynchronous endpoint's answer, through S3."""
+def invoke_async(aws: Aws, project: str, bucket: str, picture: bytes, show: Callable[[str], None]) -> bytes:
+    """An asynchronous endpoint's response, through S3."""
     s3, key = aws("s3"), f"{project}/async/in/{uuid.uuid4()}"
     s3.put_object(Bucket=bucket, Key=key, Body=picture)
-    places = aws("sagemaker-runtime").invoke_endpoint_async(
+    accepted = aws("sagemaker-runtime").invoke_endpoint_async(
         EndpointName=project,
         InputLocation=f"s3://{bucket}/{key}",
         ContentType="application/x-image",
@@ -97,34 +97,36 @@ def invoke_async(aws: Aws, project: str, bucket: str, picture: bytes, tell: Call
     deadline = time.monotonic() + ASYNC_SECONDS
     while time.monotonic() < deadline:
         for name in ("OutputLocation", "FailureLocation"):
-            there, _, path = places.get(name, "").removeprefix("s3://").partition("/")
-            found = path and none_if_missing(s3.get_object, Bucket=there, Key=path)
+            output_bucket, _, output_key = accepted.get(name, "").removeprefix("s3://").partition("/")
+            if not output_key:
+                continue
+            found = none_if_missing(s3.get_object, Bucket=output_bucket, Key=output_key)
             if found:
                 return found["Body"].read()
-        tell("the picture waits in S3 until an instance takes it")
+        show("the picture is queued in S3 until an instance takes it")
         time.sleep(PAUSE)
     return b"nothing within 20 minutes"
 
 
-def judge(body: bytes, question: TestImage) -> tuple[bool, str]:
-    """Compare an answer with what training said."""
+def judge(body: bytes, image: TestImage) -> tuple[bool, str]:
+    """Compare a response with training's answer."""
     try:
         answer = json.loads(body)
         labels = set(answer.get("classes", [answer["class"]]))
         label = terminal_safe(" ".join(answer["class"].split()))
-        text = f"{question.name} is {label} ({answer['confidence']:.1%})"
+        text = f"{image.name} is {label} ({answer['confidence']:.1%})"
     except (ValueError, KeyError, TypeError, AttributeError):
-        shown = terminal_safe(body[:200].decode(errors="replace"))
-        return False, f"its answer to {question.name} is no prediction: {shown}"
-    if question.expected is None:
-        return True, f"{text}, says an older archive"
-    if labels != question.expected:
-        return False, f"{text}, it says, and training said {', '.join(sorted(question.expected))}"
+        beginning = terminal_safe(body[:200].decode(errors="replace"))
+        return False, f"its response to {image.name} is not a prediction: {beginning}"
+    if image.expected is None:
+        return True, f"{text}, answered by an older archive"
+    if labels != image.expected:
+        return False, f"the answer is that {text}, but training said {', '.join(sorted(image.expected))}"
     return True, f"{text}, as training said"
 
 
-def container_message(error: Any) -> str:
-    """The container's own words, if it had any."""
-    reply = error_response(error)
-    original = terminal_safe(" ".join(str(reply.get("OriginalMessage") or error).split())[:300])
-    return f"status {reply['OriginalStatusCode']}, {original}" if "OriginalStatusCode" in reply else original
+def container_message(error: Exception) -> str:
+    """The container's own error message, if it sent one."""
+    response = error_response(error)
+    text = terminal_safe(" ".join(str(response.get("OriginalMessage") or error).split())[:300])
+    return f"status {response['OriginalStatusCode']}, {text}" if "OriginalStatusCode" in response else text

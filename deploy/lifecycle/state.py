@@ -1,4 +1,4 @@
-"""What exists: the endpoint as AWS describes it, and everything else that bears the project's tag."""
+"""What exists on AWS: the project's endpoint, and everything else with the project's tag."""
 
 from dataclasses import dataclass, field
 
@@ -9,61 +9,59 @@ from common import CommandError
 
 @dataclass(frozen=True)
 class State:
-    """The project's endpoint; `endpoint` is DescribeEndpoint's answer, None when there is none.
+    """The project's endpoint; `endpoint` is DescribeEndpoint's response, None if there is no endpoint.
 
-    `scaling` is what scaling.remember saw, for whoever may have to bring it back.
+    `scaling` is autoscaling.snapshot's result, from which autoscaling can be restored.
     """
 
     endpoint: dict | None
     tags: dict[str, str]
-    scaling: list = field(default_factory=list)
+    scaling: list[tuple[str, dict]] = field(default_factory=list)
 
     @property
     def status(self) -> str | None:
-        """InService, Creating, Failed, ...; None when there is no endpoint."""
-        return self.endpoint and self.endpoint["EndpointStatus"]
+        """InService, Creating, Failed, ...; None without an endpoint."""
+        return self.endpoint["EndpointStatus"] if self.endpoint else None
 
     @property
     def config(self) -> str | None:
-        """The configuration that the endpoint has now."""
-        return self.endpoint and self.endpoint["EndpointConfigName"]
+        """The endpoint's current configuration; None without an endpoint."""
+        return self.endpoint["EndpointConfigName"] if self.endpoint else None
 
     @property
     def live(self) -> str | None:
-        """The configuration that last passed the gate."""
+        """The configuration that last passed the smoke test."""
         return self.tags.get(LIVE_TAG)
 
     @property
     def previous(self) -> str | None:
-        """The configuration that passed the gate before that one."""
+        """The configuration that passed the smoke test before that one."""
         return self.tags.get(PREVIOUS_TAG)
 
 
 def get_state(aws: Aws, project: str) -> State:
-    """The project's endpoint. Raises Stop when somebody else's has the name."""
+    """The project's endpoint. Raises CommandError if an endpoint of this name is somebody else's."""
     endpoint = none_if_missing(aws("sagemaker").describe_endpoint, EndpointName=project)
     if endpoint is None:
         return State(None, {})
     tags = get_tags(aws, endpoint["EndpointArn"])
     if tags.get(PROJECT_TAG) != project:
-        raise CommandError(
-            2, f"the endpoint {project} was not made by this tool: give your project another name"
-        )
+        text = f"the endpoint {project} was not created by this tool"
+        raise CommandError(2, f"{text}: give your project another name")
     return State(endpoint, tags)
 
 
 def get_tags(aws: Aws, arn: str) -> dict[str, str]:
     """A SageMaker resource's tags."""
-    return {
-        tag["Key"]: tag["Value"] for tag in list_all(aws("sagemaker"), "list_tags", "Tags", ResourceArn=arn)
-    }
+    tags = list_all(aws("sagemaker"), "list_tags", "Tags", ResourceArn=arn)
+    return {tag["Key"]: tag["Value"] for tag in tags}
 
 
-def list_endpoints(aws: Aws) -> dict[str, dict[str, str]]:
-    """Every endpoint in the account and Region that this tool made, with its tags."""
+def list_endpoints(aws: Aws) -> list[str]:
+    """The names of the endpoints in the account and Region that this tool created."""
     found = list_all(aws("sagemaker"), "list_endpoints", "Endpoints")
-    tagged = {one["EndpointName"]: get_tags(aws, one["EndpointArn"]) for one in found}
-    return {name: tags for name, tags in tagged.items() if tags.get(PROJECT_TAG) == name}
+    names = {endpoint["EndpointName"]: endpoint["EndpointArn"] for endpoint in found}
+    return sorted(name for name, arn in names.items() if get_tags(aws, arn).get(PROJECT_TAG) == name)
 
 
 def list_configs(aws: Aws, project: str) -> list[dict]:
@@ -77,21 +75,23 @@ def list_models(aws: Aws, project: str) -> list[dict]:
 
 
 def list_ours(aws: Aws, project: str, kind: str, operation: str) -> list[dict]:
-    """What is listed under one of the project's content names and bears its tag."""
+    """The resources whose name is one of the project's content names and that have its tag."""
     found = list_all(aws("sagemaker"), operation, f"{kind}s", NameContains=f"{project}-")
-    named = [one for one in found if is_content_name(project, one[f"{kind}Name"])]
-    tagged = [one for one in named if get_tags(aws, one[f"{kind}Arn"]).get(PROJECT_TAG) == project]
-    return sorted(tagged, key=lambda one: one["CreationTime"])
+    named = [summary for summary in found if is_content_name(project, summary[f"{kind}Name"])]
+    ours = [summary for summary in named if get_tags(aws, summary[f"{kind}Arn"]).get(PROJECT_TAG) == project]
+    return sorted(ours, key=lambda summary: summary["CreationTime"])
 
 
-def describe_config(aws: Aws, name: str) -> dict | None:
-    """A configuration, None when it is gone."""
+def describe_config(aws: Aws, name: str | None) -> dict | None:
+    """A configuration; None if it does not exist any more, or without a name."""
+    if name is None:
+        return None
     return none_if_missing(aws("sagemaker").describe_endpoint_config, EndpointConfigName=name)
 
 
 def variant_of(config: dict) -> dict:
-    """The only variant that our configurations have."""
-    return next(one for one in config["ProductionVariants"] if one["VariantName"] == VARIANT)
+    """The only variant of our configurations."""
+    return next(variant for variant in config["ProductionVariants"] if variant["VariantName"] == VARIANT)
 
 
 def kind_of(config: dict) -> str:

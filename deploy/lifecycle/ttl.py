@@ -1,4 +1,4 @@
-"""An endpoint's end, arranged beforehand: a one-time schedule at AWS deletes it, whatever happens here."""
+"""The endpoint's scheduled deletion (`--ttl`): a one-time schedule in AWS, independent of this machine."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -8,30 +8,30 @@ from aws.client import Aws, none_if_missing, retry_until_consistent
 from aws.names import ttl_name
 from common import CommandError
 
-MIN_SECONDS = 15 * 60  # seconds; making an endpoint takes most of that, and meanwhile it cannot be deleted
-RETRY_POLICY = {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 86400}  # while it is being updated
+MIN_SECONDS = 15 * 60  # creating an endpoint takes most of that, during which AWS does not delete it
+# DeleteEndpoint is rejected while the endpoint is being updated: retry for a day.
+RETRY_POLICY = {"MaximumRetryAttempts": 185, "MaximumEventAgeInSeconds": 86400}
 
 
 def check(aws: Aws, project: str, seconds: int | None) -> str | None:
-    """The role that the scheduler takes on, None where none is needed. Raises Stop when it is missing."""
+    """The ARN of the scheduler's role, None without a `ttl`. Raises CommandError if the role is missing."""
     if not seconds:
         return None
     if seconds < MIN_SECONDS:
-        raise CommandError(
-            2, f"`ttl` is at least {MIN_SECONDS // 60}m, for that is about how long making an endpoint takes"
-        )
+        text = f"`ttl` is at least {MIN_SECONDS // 60}m"
+        raise CommandError(2, f"{text}, because creating an endpoint takes about that long")
     role = none_if_missing(aws("iam").get_role, RoleName=ttl_name(project))
     if role is None:
-        raise CommandError(2, f"`ttl` needs the role {ttl_name(project)}: `invoke role --create` makes it")
+        raise CommandError(2, f"`ttl` needs the role {ttl_name(project)}: `invoke role --create` creates it")
     return role["Role"]["Arn"]
 
 
 def schedule_deletion(aws: Aws, project: str, role: str, seconds: int) -> datetime:
-    """Make the schedule, or move it; returns when the endpoint will be deleted."""
-    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
+    """Create or move the schedule; returns the time of the deletion."""
+    time = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds)
     request = {
         "Name": ttl_name(project),
-        "ScheduleExpression": f"at({end:%Y-%m-%dT%H:%M:%S})",
+        "ScheduleExpression": f"at({time:%Y-%m-%dT%H:%M:%S})",
         "ScheduleExpressionTimezone": "UTC",
         "FlexibleTimeWindow": {"Mode": "OFF"},
         "ActionAfterCompletion": "DELETE",
@@ -46,11 +46,11 @@ def schedule_deletion(aws: Aws, project: str, role: str, seconds: int) -> dateti
     scheduler = aws("scheduler")
     if none_if_missing(partial(retry_until_consistent, scheduler.update_schedule), **request) is None:
         retry_until_consistent(scheduler.create_schedule, **request)
-    return end
+    return time
 
 
 def deletion_time(aws: Aws, project: str) -> datetime | None:
-    """When the endpoint will be deleted; None if nothing is arranged."""
+    """When the endpoint will be deleted; None without a schedule."""
     schedule = none_if_missing(aws("scheduler").get_schedule, Name=ttl_name(project))
     if schedule is None:
         return None
@@ -59,5 +59,5 @@ def deletion_time(aws: Aws, project: str) -> datetime | None:
 
 
 def cancel(aws: Aws, project: str) -> bool:
-    """Take the schedule back; whether there was one."""
+    """Delete the schedule; whether there was one."""
     return none_if_missing(aws("scheduler").delete_schedule, Name=ttl_name(project)) is not None

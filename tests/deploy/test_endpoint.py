@@ -64,8 +64,8 @@ def test_from_nothing_to_an_endpoint_and_back_to_nothing(cloud, pets):
     pets("role", "--create")
     said = pets("deploy")
     assert f"s3://{BUCKET}/pets/" in said
-    assert "make endpoint pets in eu-west-1: real-time" in said
-    assert re.search("(an hour|price unknown).*; `invoke destroy` ends it", said)
+    assert "create endpoint pets in eu-west-1: real-time" in said
+    assert re.search("(an hour|price unknown).*; `invoke destroy` deletes it", said)
     assert "pets is live: cat.jpg is cat (95.0%), as training said" in said
     assert [one.split()[0] for one in cloud.left()] == ["endpoint", "config", "model"]
 
@@ -83,7 +83,7 @@ def test_a_new_archive_is_an_update_and_can_be_rolled_back(cloud, pets, roles):
     pets("deploy")
     first = described(cloud)[0]["EndpointConfigName"]
     build(pets.folder, archive=b"two")
-    assert "change endpoint pets" in pets("deploy")
+    assert "update endpoint pets" in pets("deploy")
     endpoint, tags = described(cloud)
     second = endpoint["EndpointConfigName"]
     assert second != first
@@ -126,9 +126,9 @@ def test_asynchronous_with_scaling_to_nothing(cloud, pets, roles):
     assert "pets is live" in pets("deploy", "--kind", "async", "--max", "3")
     alarms = cloud.client("cloudwatch").describe_alarms()["MetricAlarms"]
     policies = cloud.client("application-autoscaling").describe_scaling_policies(ServiceNamespace="sagemaker")
-    wake = next(one for one in policies["ScalingPolicies"] if one["PolicyType"] == "StepScaling")
+    step = next(one for one in policies["ScalingPolicies"] if one["PolicyType"] == "StepScaling")
     assert [(one["MetricName"], one["AlarmActions"]) for one in alarms] == [
-        ("HasBacklogWithoutCapacity", [wake["PolicyARN"]])
+        ("HasBacklogWithoutCapacity", [step["PolicyARN"]])
     ]
     pets("destroy", "--yes", "--data")
     assert cloud.left() == cloud.objects() == []

@@ -98,9 +98,9 @@ def test_what_was_trained_here_answers_there_and_what_is_wrong_never_does(cloud,
     mislabel(tiny.folder)
     said = tiny("deploy", code=1)
     assert f"training said {sure['predicted'][0]}" in said
-    assert "tiny serves what it served before" in said
+    assert "tiny serves its previous version" in said
     assert cloud.left() == left
 
     tiny("destroy", "--yes", "--data")
-    assert "nothing is left of it, and nothing costs" in tiny("deploy", code=1)
+    assert "everything was removed; nothing is billed" in tiny("deploy", code=1)
     assert cloud.left() == []

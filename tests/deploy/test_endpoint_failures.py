@@ -71,17 +71,17 @@ def test_an_endpoint_that_fails_is_explained_and_removed(cloud, pets):
     assert reason in said
     assert "No module named 'openvino'" in said
     assert "likely cause: code/requirements.txt lacks a package" in said
-    assert "nothing is left of it, and nothing costs" in said
+    assert "everything was removed; nothing is billed" in said
     assert cloud.left() == []
 
 
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (wrong, "cat.jpg is dog .*training said cat"),
+        (wrong, "cat.jpg is dog .*but training said cat"),
         (lambda *_: (500, b'{"error": "internal"}'), "did not answer cat.jpg: status 500"),
-        (lambda *_: (200, b"<html>"), "is no prediction: <html>"),
-        (lambda *_: (200, b'["cat"]'), "is no prediction"),
+        (lambda *_: (200, b"<html>"), "is not a prediction: <html>"),
+        (lambda *_: (200, b'["cat"]'), "is not a prediction"),
     ],
     ids=["another class", "an error", "no JSON", "other JSON"],
 )
@@ -102,8 +102,10 @@ def test_a_model_that_is_still_loading_is_waited_for(cloud, pets):
 
     cloud.answer = slow
     said = pets("deploy")
-    assert said.count("asking pets about cat.jpg") == 1  # a line when something changes, not for every try
-    assert "its container runs and loads the model" in said
+    assert (
+        said.count("smoke test of pets with cat.jpg") == 1
+    )  # a line when something changes, not for every try
+    assert "the container runs and loads the model" in said
     assert "pets is live" in said
 
 
@@ -127,7 +129,7 @@ def test_an_update_that_answers_wrongly_is_taken_back(cloud, pets):
     )
     said = pets("deploy", code=1)
     assert "training said cat" in said
-    assert "pets serves what it served before" in said
+    assert "pets serves its previous version" in said
     assert serving(cloud) == first
     assert cloud.left() == left
 
@@ -137,7 +139,7 @@ def test_an_update_that_aws_takes_back_is_explained(cloud, pets):
     first, left = serving(cloud), cloud.left()
     cloud.fates["any"] = ("Failed", "alarms fastai-sagemaker-pets:5xx went off")
     said = pets("deploy", "--count", "2", "--guard", "on", code=1)
-    assert "went back to what it served before: alarms fastai-sagemaker-pets:5xx went off" in said
+    assert "was rolled back by AWS: alarms fastai-sagemaker-pets:5xx went off" in said
     assert serving(cloud) == first
     assert [one for one in cloud.left() if not one.startswith("alarm")] == left
 
@@ -165,9 +167,9 @@ def test_what_cannot_be_taken_back_is_told_and_keeps_its_parts(cloud, pets):
     )
     cloud.fates[first] = ("Failed", "Unable to provision requested ML compute capacity")
     said = pets("deploy", code=1)
-    assert "not everything could be undone" in said
+    assert "not everything could be rolled back" in said
     assert "Unable to provision" in said
-    assert "serves what it served before" not in said
+    assert "serves its previous version" not in said
     sagemaker = cloud.client("sagemaker")
     config = sagemaker.describe_endpoint_config(EndpointConfigName=serving(cloud))
     assert sagemaker.describe_model(ModelName=config["ProductionVariants"][0]["ModelName"])
@@ -203,7 +205,7 @@ def test_an_endpoint_that_cannot_be_deleted_keeps_its_end_and_its_parts(cloud, p
     left = cloud.left()
     cloud.break_("sagemaker:DeleteEndpoint", "denied")
     said = pets("destroy", "--yes", "--data", code=3)
-    assert "stays as long as it does" in said
+    assert "is kept as long as the endpoint exists" in said
     assert cloud.left() == left
     assert cloud.objects()
     cloud.faults.clear()
@@ -215,7 +217,7 @@ def test_an_end_arranged_for_an_earlier_endpoint_does_not_meet_the_next(cloud, p
     pets("deploy", "--ttl", "4h")
     cloud.client("sagemaker").delete_endpoint(EndpointName="pets")  # in the console, say
     cloud.client("sagemaker").describe_endpoint(EndpointName="pets")
-    assert "an endpoint before this one is taken back" in pets("deploy")
+    assert "the scheduled deletion of an earlier endpoint was cancelled" in pets("deploy")
     assert not [one for one in cloud.left() if one.startswith("schedule")]
 
 
@@ -223,7 +225,7 @@ def test_going_back_arranges_an_end_as_well(cloud, pets):
     pets("deploy")
     build(pets.folder, archive=b"two")
     pets("deploy")
-    assert "will be deleted at" in pets("deploy", "--rollback", "--ttl", "4h")
+    assert "scheduled for deletion at" in pets("deploy", "--rollback", "--ttl", "4h")
     assert [one for one in cloud.left() if one.startswith("schedule")]
 
 
@@ -262,23 +264,23 @@ def test_a_role_that_was_just_made_is_waited_for(cloud, pets):
 
 
 def test_there_may_be_nothing_to_go_back_to(cloud, pets):
-    assert "there is nothing that pets served before" in pets("deploy", "--rollback", code=1)
+    assert "pets has no previous version" in pets("deploy", "--rollback", code=1)
     pets("deploy")
-    assert "there is nothing that pets served before" in pets("deploy", "--rollback", code=1)
+    assert "pets has no previous version" in pets("deploy", "--rollback", code=1)
 
 
 def test_one_that_breaks_later_is_told_and_left(cloud, pets):
     pets("deploy")
     left = cloud.left()
     cloud.answer = wrong
-    assert "pets was left as it is" in pets("deploy", code=1)
+    assert "pets was left unchanged" in pets("deploy", code=1)
     assert cloud.left() == left
 
 
 @pytest.mark.parametrize("call", ["CreateModel", "CreateEndpointConfig", "CreateEndpoint", "InvokeEndpoint"])
 def test_an_interrupted_deployment_goes_on_where_it_was(cloud, pets, call):
     cloud.break_(f"sagemaker:{call}", "interrupt", times=1)
-    assert "stopped: the same command goes on from here" in pets("deploy", code=130)
+    assert "stopped: the same command continues" in pets("deploy", code=130)
     assert "pets is live" in pets("deploy")
     assert cloud.calls["sagemaker:CreateEndpoint"] == 1
 
@@ -304,7 +306,7 @@ def test_an_endpoint_of_somebody_elses_is_left_alone(cloud, pets):
     sagemaker.create_endpoint(EndpointName="pets", EndpointConfigName="theirs")
     left = cloud.left()
     for verb, *words in (["deploy"], ["destroy", "--yes"], ["status"], ["deploy", "--rollback"]):
-        assert "was not made by this tool" in pets(verb, *words, code=2)
+        assert "was not created by this tool" in pets(verb, *words, code=2)
     assert cloud.left() == left
 
 
@@ -313,8 +315,8 @@ def test_a_gpu_that_would_idle_is_noted(cloud, pets):
     for use, noted in ((["bf16", "fp32"], True), (["cuda-fp16", "fp32"], False)):
         (pets.folder / "model/model.json").write_text(json.dumps({"precision": {"use": use}}))
         said = pets("deploy", "--instance", "ml.g5.xlarge")
-        assert ("the GPU of ml.g5.xlarge would idle" in said) == noted
-    assert "would idle" not in pets("deploy", "--instance", "ml.c7i.large")
+        assert ("the GPU of ml.g5.xlarge would be idle" in said) == noted
+    assert "would be idle" not in pets("deploy", "--instance", "ml.c7i.large")
 
 
 def test_an_endpoint_cannot_change_its_kind(cloud, pets):
@@ -322,7 +324,8 @@ def test_an_endpoint_cannot_change_its_kind(cloud, pets):
     left = cloud.left()
     said = pets("deploy", "--kind", "serverless", code=2)
     assert (
-        "an endpoint that is real-time cannot become serverless: end it with `invoke destroy` first" in said
+        "an endpoint that is real-time cannot become serverless: delete it with `invoke destroy` first"
+        in said
     )
     assert cloud.left() == left
 
@@ -334,7 +337,7 @@ def test_a_role_that_may_not_is_told_which_permission_it_lacks(cloud, pets):
     cloud.denied.add("s3:GetObject")
     said = pets("deploy", code=3)
     assert re.search("role/fastai-sagemaker-pets lacks s3:GetObject on arn:aws:s3:::.*/model.tar.gz", said)
-    assert "`invoke role --create` mends it" in said
+    assert "`invoke role --create` fixes it" in said
     assert cloud.left() == []
 
 
@@ -368,7 +371,7 @@ def test_a_batch_whose_role_may_not_read_or_write_is_told_how_it_may(cloud, pets
 def test_a_role_that_is_missing_or_not_sagemakers_is_told(cloud, pets):
     assert "there is no role arn:aws:iam::123456789012:role/no" in pets("deploy", "--role", "no", code=2)
     cloud.client("iam").create_role(RoleName="mine", AssumeRolePolicyDocument="{}")
-    assert "SageMaker may not use" in pets("deploy", "--role", "mine", code=2)
+    assert "SageMaker may not assume" in pets("deploy", "--role", "mine", code=2)
     assert cloud.left() == []
 
 
@@ -406,7 +409,7 @@ def test_an_archive_or_a_bucket_that_is_gone_is_told(cloud, pets):
     [
         ("Unable to provision requested ML compute capacity: insufficient instance capacity", "another type"),
         ("Image size 12345678 is greater than supported size 10 GB", "too large for serverless"),
-        ("CannotPullContainerError: pull access denied", "cannot be fetched"),
+        ("CannotPullContainerError: pull access denied", "cannot be pulled"),
         ("Failed to download model data from s3://b/pets/x/model.tar.gz", "s3:GetObject"),
         ("User: x is not authorized to perform: ecr:BatchGetImage", "role"),
     ],
@@ -449,7 +452,7 @@ def test_what_a_container_says_is_shown_and_not_obeyed(cloud, pets):
     [
         ("ThrottlingException", "Rate exceeded", "CreateModel: Rate exceeded: AWS is busy", 3),
         ("ValidationException", "The subnet ID 'subnet-1' does not exist", "exist: correct the setting", 2),
-        ("ValidationException", "Cannot update in-progress endpoint", "endpoint: repeat the command", 3),
+        ("ValidationException", "Cannot update in-progress endpoint", "endpoint: run the command again", 3),
     ],
 )
 def test_an_error_of_aws_is_a_sentence_with_the_right_advice(

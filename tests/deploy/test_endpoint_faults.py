@@ -125,7 +125,7 @@ def test_what_breaks_is_overcome_or_a_sentence_and_leaves_nothing(pets, tried, n
         assert (
             any(word in said for word in ("note: ", "unknown: ", "not everything could")) or call in SILENT
         ), said
-    if name in CHANGES and "not everything could be undone" not in said:
+    if name in CHANGES and "not everything could be rolled back" not in said:
         assert serves_what_is_live(pets), said
     if name in CHANGES and code == 3:
         pets.cloud.faults.clear()

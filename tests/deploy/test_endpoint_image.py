@@ -30,7 +30,7 @@ NAME = "fastai-sagemaker-pets"
 TAG = docker_build.content_tag("amd64")
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 BASE = ["--base", os.environ["BASE_IMAGE"]] if "BASE_IMAGE" in os.environ else []
-REFUSED = "was not made by this tool"
+REFUSED = "was not created by this tool"
 
 
 @pytest.fixture
@@ -106,9 +106,10 @@ def foreign(cloud) -> dict:
 
 def test_docker_here_builds_and_pushes_and_deploy_is_told_the_digest(cloud, shell, run, tmp_path):
     said = run()
-    assert f"{TAG} is built by Docker here" in said
+    assert f"{TAG}: built by Docker on this machine" in said
     assert (
-        "109 MB; ECR keeps it for $0.01 a month (us-east-1, 2026-10-01) until `invoke image --delete`" in said
+        "109 MB; ECR stores it for $0.01 a month (us-east-1, 2026-10-01) until `invoke image --delete`"
+        in said
     )
     facts = written(tmp_path)
     (found,) = cloud.client("ecr").describe_images(repositoryName=NAME)["imageDetails"]
@@ -148,7 +149,7 @@ def test_the_token_is_in_no_argument_and_no_file_that_stays(cloud, shell, run, c
 def test_an_unchanged_image_is_made_once_and_again_is_quick(cloud, shell, run, tmp_path):
     run()
     facts, before = written(tmp_path), cloud.calls.copy()
-    assert f"{TAG}: there already" in run()
+    assert f"{TAG}: already pushed" in run()
     changed = [
         call for call in cloud.calls - before if not call.startswith(("sts:Get", "ecr:Desc", "ecr:List"))
     ]
@@ -171,7 +172,7 @@ def test_what_an_engine_with_containerd_pushes_is_put_into_the_form_that_sagemak
     cloud, shell, run, tmp_path, monkeypatch, kind
 ):
     monkeypatch.setenv("MANIFEST", kind)
-    assert "manifest changed from OCI's kind to Docker's" in run()
+    assert "manifest changed from OCI's format to Docker's" in run()
     (found,) = cloud.client("ecr").describe_images(repositoryName=NAME)["imageDetails"]
     assert (found["imageManifestMediaType"], found["imageTags"]) == (DOCKER, [TAG])
     answer = cloud.client("ecr").batch_get_image(repositoryName=NAME, imageIds=[{"imageTag": TAG}])
@@ -231,7 +232,7 @@ def test_an_accelerator_gets_no_slim_image(cloud, shell, run, words):
 
 def test_no_engine_is_a_sentence_if_docker_is_insisted_on(cloud, shell, run, monkeypatch):
     monkeypatch.setenv("FAIL", "info")
-    assert "no Docker engine answers here" in run("--builder", "docker", code=3)
+    assert "no Docker engine responds" in run("--builder", "docker", code=3)
 
 
 def test_no_credentials_is_a_sentence(monkeypatch, capsys):
@@ -302,7 +303,7 @@ def test_findings_fail_the_command_only_if_asked(cloud, shell, run, tmp_path):
 def test_a_scan_that_says_nothing_is_said_and_satisfies_nobody_who_asks(cloud, shell, run):
     findings(cloud, status="UNSUPPORTED_IMAGE")
     assert "scan: UNSUPPORTED_IMAGE, so nothing is known of the image: as the test wants it" in run()
-    assert "--fail-on wants to know" in run("--fail-on", "critical", code=1)
+    assert "--fail-on needs its result" in run("--fail-on", "critical", code=1)
 
 
 def test_a_scan_that_does_not_end_is_not_waited_for_for_ever(cloud, shell, run, monkeypatch):
@@ -317,7 +318,7 @@ def test_a_scan_that_does_not_end_is_not_waited_for_for_ever(cloud, shell, run, 
 def test_codebuild_builds_what_is_here_and_pushes_it(cloud, builder, shell, run, tmp_path):
     said = run("--builder", "codebuild", "--instance", "ml.c7g.large")
     tag = docker_build.content_tag("arm64")
-    assert f"{tag} is built by CodeBuild, which takes $0.0034 a minute (us-east-1, 2026-11-22)" in said
+    assert f"{tag}: built by CodeBuild, for $0.0034 a minute (us-east-1, 2026-11-22)" in said
     assert "at most $0.06 a build" in said
     assert "codebuild: build\n" in said
     assert "  Step 1/1 : FROM base" in said
@@ -383,7 +384,7 @@ def test_the_build_role_may_do_what_a_build_does_and_hardly_more(cloud, builder)
 def test_without_its_role_nothing_is_made(cloud, builder, run):
     role.main(["--project", "pets", "--remove"])
     said = run("--builder", "codebuild", code=2)
-    assert f"CodeBuild needs the role {NAME}-build: `invoke role --create` makes it" in said
+    assert f"CodeBuild needs the role {NAME}-build: `invoke role --create` creates it" in said
     assert left(cloud) == []
 
 
@@ -404,7 +405,8 @@ def test_a_build_that_fails_is_explained(cloud, builder, run, monkeypatch, tmp_p
     said = run("--builder", "codebuild", code=1)
     error = said.partition("error: ")[2]
     assert (
-        "the build ended as FAILED in BUILD: Error while executing: exit status 17, after it wrote" in error
+        "the build ended as FAILED in BUILD: Error while executing: exit status 17, its log ends with"
+        in error
     )
     assert "docker: something went wrong with build" in error
     assert not (tmp_path / "pets" / "image.json").exists()
@@ -418,11 +420,12 @@ def test_an_interrupted_build_goes_on_and_is_followed_by_the_same_command(cloud,
     cloud.break_("codebuild:BatchGetBuilds", "interrupt", times=1, after=1)
     said = run("--builder", "codebuild", code=130)
     assert (
-        "the build goes on in your account, for 15 minutes at most; the same command follows it again" in said
+        "the build continues in your account, for 15 minutes at most; the same command follows it again"
+        in said
     )
     threading.Timer(0.5, builder.hold.set).start()
     said = run("--builder", "codebuild")
-    assert f"{NAME}:0: a build of this image is running, and is followed" in said
+    assert f"{NAME}:0: a build of this image is already running; following it" in said
     assert len(builder.requests) == 1
     assert written(tmp_path)["tag"] == TAG
 
@@ -500,7 +503,7 @@ def test_delete_leaves_nothing_and_can_be_repeated(cloud, builder, run, tmp_path
     cloud.client("logs").create_log_group(logGroupName=GROUP + "-other")
     run("--builder", "codebuild")
     said = run("--delete", code=2)
-    assert "nobody is here to ask: the same command with --yes removes this" in said
+    assert "stdin is not a terminal: pass --yes to confirm" in said
     for what in (
         f"images         {NAME}",
         f"builder        {NAME}",
@@ -526,7 +529,7 @@ def test_a_role_that_may_not_be_deleted_stays_with_a_note(cloud, builder, run):
     run("--builder", "codebuild")
     cloud.break_("iam:DeleteRolePolicy", "denied")
     said = run("--delete", "--yes")
-    assert f"note: the role {NAME}-build stays" in said
+    assert f"note: the role {NAME}-build is kept" in said
     assert "removed role" not in said
 
 
@@ -535,7 +538,7 @@ def test_an_image_that_a_live_endpoint_uses_stays_unless_insisted(cloud, builder
     deploy()
     said = run("--delete", code=1)
     assert "the endpoint pets uses" in said
-    assert "could not start another instance without it: end it first with `invoke destroy`" in said
+    assert "could not start another instance without it: delete it first with `invoke destroy`" in said
     assert "note: the endpoint pets uses" in run("--delete", "--yes")
     assert cloud.client("ecr").describe_repositories()["repositories"] == []
 
@@ -616,7 +619,7 @@ def test_isolation_is_what_is_said_and_else_what_aws_can_do(
     ("words", "says"),
     [
         (["--instance", "ml.c7g.large"], "run `invoke image --instance ml.c7g.large`"),
-        (["--instance", "ml.g5.xlarge"], "computes on processors, not on ml.g5.xlarge's accelerator"),
+        (["--instance", "ml.g5.xlarge"], "computes on the CPU and would not use ml.g5.xlarge's accelerator"),
         (["--kind", "serverless", "--isolation", "on"], "serverless endpoint cannot have isolation"),
         (["--kind", "serverless", "--instance", "ml.c7g.large"], "serverless endpoint cannot have instance"),
     ],
@@ -635,7 +638,7 @@ def test_what_does_not_go_together_is_refused(cloud, shell, run, deploy, words, 
             {"region": "us-east-1"},
             "the image is in us-east-1 of account 123456789012, and you are in eu-west-1",
         ),
-        ({"tag": "0123456789ab-amd64"}, f"the image 0123456789ab-amd64 is not {TAG}, which is needed"),
+        ({"tag": "0123456789ab-amd64"}, f"the image 0123456789ab-amd64 is not the required {TAG}"),
         ({"bytes": 11e9}, "serverless takes images of at most 10 GB, and this has 11.0"),
     ],
     ids=["none", "in another Region", "of older code", "too large"],
@@ -703,7 +706,7 @@ def test_a_real_docker_builds_and_pushes(hub, run, tmp_path):
     assert (configuration["architecture"], configuration["os"]) == (docker_build.host_architecture(), "linux")
     name = f"{hub.address}/{NAME}:{facts['tag']}"
     assert not docker_build.has_image(name)  # what Docker here keeps is the build's own name
-    assert "there already" in run("--builder", "docker", *BASE)
+    assert "already pushed" in run("--builder", "docker", *BASE)
 
 
 def test_the_buildspec_by_hand_with_a_real_docker(hub, builder, run, tmp_path, monkeypatch):

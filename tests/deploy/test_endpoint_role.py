@@ -41,7 +41,7 @@ def test_without_credentials_the_policies_are_printed_with_blanks(monkeypatch, c
     run()
     said = capsys.readouterr()
     assert "arn:aws:s3:::sagemaker-REGION-ACCOUNT/pets/*" in said.out
-    assert "ACCOUNT and REGION are yours to fill in" in said.err
+    assert "replace ACCOUNT and REGION with your own" in said.err
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "deploy/policies").iterdir()), ids=lambda file: file.name)
@@ -105,7 +105,7 @@ def test_what_is_no_address_is_an_error_of_usage(words, capsys):
     with pytest.raises(SystemExit) as end:
         with_flags(*words.split())
     assert end.value.code == 2
-    assert "is no list like s3://bucket/prefix" in capsys.readouterr().err
+    assert "is not a list such as s3://bucket/prefix" in capsys.readouterr().err
 
 
 def test_the_role_is_made_and_again_is_the_same(cloud, capsys):
@@ -127,7 +127,7 @@ def test_a_role_that_is_somebody_elses_is_left_alone(cloud, capsys):
     cloud.client("iam").create_role(RoleName=EXECUTION, AssumeRolePolicyDocument="{}")
     for words in (["--create"], ["--remove"]):
         run(*words, code=2)
-        assert "was not made by this tool" in capsys.readouterr().err
+        assert "was not created by this tool" in capsys.readouterr().err
     assert cloud.calls["iam:PutRolePolicy"] == cloud.calls["iam:DeleteRole"] == 0
 
 
@@ -144,14 +144,14 @@ def test_roles_are_removed_and_again_is_the_same(cloud, capsys):
     run("--remove")
     run("--remove")
     assert cloud.client("iam").list_roles()["Roles"] == []
-    assert re.search("there is no such role", capsys.readouterr().out)
+    assert re.search("not found", capsys.readouterr().out)
 
 
 def test_a_role_is_found_where_it_is(cloud, tmp_path):
     here, nowhere = tmp_path / "resource-metadata.json", tmp_path / "none"
     here.write_text(json.dumps({"ExecutionRoleArn": "arn:aws:iam::123456789012:role/studio"}))
     account = connect()
-    with pytest.raises(CommandError, match="there is no execution role: `invoke role --create` makes one"):
+    with pytest.raises(CommandError, match="there is no execution role: `invoke role --create` creates one"):
         roles.find_role(account, None, "pets", nowhere)
     run("--create")
     arn = "arn:aws:iam::123456789012:role/"

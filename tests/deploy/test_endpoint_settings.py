@@ -35,12 +35,11 @@ def parsed(*words):
     settings.add_model_arguments(parser)
     settings.add_endpoint_arguments(parser)
     args = parser.parse_args(words)
-    settings.check(args)
-    return args
+    return settings.check(args)
 
 
 def made(account, *words):
-    return plan.make_plan(account, "pets", ARCHIVE, ROLE, parsed(*words))
+    return plan.make_plan(account, "pets", Path("build"), ARCHIVE, ROLE, parsed(*words))
 
 
 def variant(account, *words):

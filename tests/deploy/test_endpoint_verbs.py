@@ -108,13 +108,13 @@ def test_an_hour_that_cannot_be_read_is_not_called_quiet(cloud, pets, monkeypatc
     pets("deploy")
     cloud.break_("cloudwatch:GetMetricData", "denied")
     said = pets("status")
-    assert "last_hour unknown: your AWS identity may not" in flat(said)
+    assert "last hour unknown: your AWS identity may not" in flat(said)
     assert "no requests" not in said
     cloud.faults.clear()
     partly = {"MetricDataResults": [{"Id": "m0", "StatusCode": "InternalError"}]}
     monkeypatch.setitem(ANSWERS, "cloudwatch:GetMetricData", lambda *_: partly)
     said = pets("status")
-    assert "did not answer for every metric (InternalError)" in flat(said)
+    assert "did not return every metric (InternalError)" in flat(said)
     assert "no requests" not in said
 
 
@@ -125,7 +125,7 @@ def test_the_price_is_said_before_and_after_with_what_scaling_makes_of_it(cloud,
     assert float(high) == pytest.approx(4 * float(low), abs=0.05)
     said = flat(alone(cloud, tmp_path, "status"))
     assert f"${low} to ${high} a month" in said
-    assert "not reckoned: the number of instances changes" in said
+    assert "not estimated: autoscaling changes the number of instances" in said
     alone(cloud, tmp_path, "deploy", f"--build={pets.folder}", "--instance=ml.m5.large", "--max=0")
     assert "about $0.00" in alone(cloud, tmp_path, "status")
 
@@ -133,7 +133,7 @@ def test_the_price_is_said_before_and_after_with_what_scaling_makes_of_it(cloud,
 def test_where_the_price_is_unknown_there_is_a_way_to_it_and_a_guide(cloud, pets, tmp_path):
     said = alone(cloud, tmp_path, "deploy", f"--build={pets.folder}", "--max=4")
     assert "`invoke cost --refresh --region eu-west-1` reads AWS's list" in said
-    assert re.search(r"as a guide, 1 x ml.c7i.large in us-east-1: \$0.107 an hour", said)
+    assert re.search(r"for comparison, 1 x ml.c7i.large in us-east-1: \$0.107 an hour", said)
     assert re.search(r"autoscaling: 1 to 4 instances, \$[\d.]+ to \$[\d.]+ a month in us-east-1;", said)
     facts = json.loads(alone(cloud, tmp_path, "status", "--json"))
     assert (facts["spent"], facts["spent_unknown"]) == (None, "the price is unknown")
@@ -141,14 +141,16 @@ def test_where_the_price_is_unknown_there_is_a_way_to_it_and_a_guide(cloud, pets
 
 def test_what_serverless_has_cost_is_not_reckoned(cloud, pets):
     pets("deploy", "--kind", "serverless")
-    assert "not reckoned: serverless is paid by the request" in flat(pets("status"))
+    assert "not estimated: serverless is billed per request" in flat(pets("status"))
 
 
 def test_what_was_changed_is_not_reckoned_as_if_it_had_always_been_so(cloud, pets, tmp_path):
     words = [f"--build={pets.folder}", "--instance=ml.m5.large"]
     alone(cloud, tmp_path, "deploy", *words)
     alone(cloud, tmp_path, "deploy", *words, "--count=2")
-    assert "not reckoned: it was changed since it was made" in flat(alone(cloud, tmp_path, "status"))
+    assert "not estimated: its configuration was changed after its creation" in flat(
+        alone(cloud, tmp_path, "status")
+    )
 
 
 def test_one_project_that_may_not_be_seen_hides_no_other(cloud, pets, tmp_path):
@@ -211,7 +213,7 @@ def test_latencies_are_asked_as_percentiles_in_microseconds(cloud, pets):
 def test_status_says_age_end_scaling_and_leftovers(cloud, pets):
     pets("deploy", "--ttl", "4h", "--max", "3", "--guard", "on")
     said = pets("status")
-    assert re.search("ends .* UTC, in 3:5\\d h", said)
+    assert re.search("deletion .* UTC, in 3:5\\d h", said)
     assert "autoscaling: 1 to 3 instances" in said
     assert re.search(r"^console: https://\S+/home\?region=eu-west-1#/endpoints/pets$", said, re.MULTILINE)
     cloud.client("sagemaker").delete_endpoint(EndpointName="pets")
@@ -232,7 +234,7 @@ def test_what_may_not_be_seen_is_a_note(cloud, pets):
     pets("deploy")
     cloud.break_("scheduler:GetSchedule", "denied")
     said = flat(pets("status"))
-    assert "ends unknown: your AWS identity may not scheduler:GetSchedule" in said
+    assert "scheduled deletion unknown: your AWS identity may not scheduler:GetSchedule" in said
 
 
 # --- logs
@@ -287,7 +289,7 @@ def test_following_waits_for_the_first_line_and_over_what_passes(cloud, pets):
         assert "first" in process.stdout.readline()
         process.send_signal(2)
         process.communicate(timeout=30)
-    advice = "AWS is busy: repeat the command in a minute; this goes on by itself"
+    advice = "AWS is busy: run the command again in a minute; retrying"
     assert note == f"note: FilterLogEvents: Rate exceeded: {advice}\n"
     assert process.returncode == 0
 
@@ -335,7 +337,7 @@ def test_without_a_terminal_nothing_is_destroyed_unasked(cloud, pets, monkeypatc
     pets("deploy")
     left = cloud.left()
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115
-    assert "the same command with --yes removes this without" in pets("destroy", code=2)
+    assert "stdin is not a terminal: pass --yes to confirm" in pets("destroy", code=2)
     sys.stdin.close()
     assert cloud.left() == left
 
@@ -383,7 +385,7 @@ def photos(cloud):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([f"s3://{BUCKET}/x", "out"], "'out' is no address in S3"),
+        ([f"s3://{BUCKET}/x", "out"], "'out' is not an S3 URI"),
         ([f"s3://{BUCKET}/none", f"s3://{BUCKET}/answers"], "there is nothing under"),
         ([f"s3://{BUCKET}/x", f"s3://{BUCKET}/y", "--payload", "30"], "at most 100 MB"),
         ([f"s3://{BUCKET}/x", f"s3://{BUCKET}/y", "--instance", "ml.x"], "no instance type ml.x"),

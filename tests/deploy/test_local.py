@@ -180,13 +180,13 @@ def test_a_busy_port_is_a_sentence(project):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
         done = run("deploy/local.py", "--model", project / "model", "--port", port, code=2)
-    assert done.stderr.startswith(f"error: port {port} cannot be had")
+    assert done.stderr.startswith(f"error: port {port} could not be opened")
 
 
 @pytest.mark.parametrize("port", [99999, -1])
 def test_a_port_that_cannot_exist_is_a_sentence(project, port):
     done = run("deploy/local.py", "--model", project / "model", f"--port={port}", code=2)
-    assert done.stderr.startswith(f"error: port {port} cannot be had")
+    assert done.stderr.startswith(f"error: port {port} could not be opened")
 
 
 def test_a_missing_model_is_a_sentence(tmp_path):
@@ -196,7 +196,7 @@ def test_a_missing_model_is_a_sentence(tmp_path):
 
 def test_a_command_that_does_not_exist_is_a_sentence(project):
     done = run("deploy/local.py", "--model", project / "model", "--port", 0, "no-such-command", code=2)
-    assert "no-such-command cannot be run" in done.stderr
+    assert "no-such-command could not be started" in done.stderr
 
 
 def test_a_model_that_does_not_load_shows_why(project, tmp_path):

@@ -135,7 +135,7 @@ def test_an_instance_that_does_not_exist_is_a_sentence():
 def test_no_engine_is_a_sentence(project):
     nowhere = os.environ | {"DOCKER_HOST": "unix:///nowhere"}
     done = run("deploy/local.py", "--model", project / "model", "--port", 0, "--docker", code=3, env=nowhere)
-    assert done.stderr == "error: no Docker engine answers here: start one, or leave --docker out\n"
+    assert done.stderr == "error: no Docker engine responds: start one, or leave --docker out\n"
 
 
 # --- in Docker
