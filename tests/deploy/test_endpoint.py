@@ -1,4 +1,4 @@
-"""An endpoint's life through `invoke`, against AWS's API over HTTP: only the address is another."""
+"""The verbs of an endpoint through `invoke`, against AWS's API over HTTP at another address."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def pets(cloud, tmp_path):
 
 @pytest.fixture
 def roles(cloud):
-    """What `invoke role --create` makes, made faster."""
+    """The roles of `invoke role --create`, created directly."""
     for name in ("fastai-sagemaker-pets", "fastai-sagemaker-pets-ttl"):
         trust = '{"Statement": [{"Principal": {"Service": "sagemaker.amazonaws.com"}}]}'
         cloud.client("iam").create_role(RoleName=name, AssumeRolePolicyDocument=trust)
@@ -60,7 +60,7 @@ def described(cloud) -> tuple[dict, dict]:
     return endpoint, {tag["Key"].partition(":")[2] or tag["Key"]: tag["Value"] for tag in tags}
 
 
-def test_from_nothing_to_an_endpoint_and_back_to_nothing(cloud, pets):
+def test_an_endpoint_is_created_and_deleted_completely(cloud, pets):
     pets("role", "--create")
     said = pets("deploy")
     assert f"s3://{BUCKET}/pets/" in said
@@ -96,7 +96,7 @@ def test_a_new_archive_is_an_update_and_can_be_rolled_back(cloud, pets, roles):
     assert (tags["live"], tags["previous"]) == (first, second)
 
 
-def test_what_settings_ask_for_is_arranged_and_taken_back(cloud, pets, roles):
+def test_ttl_scaling_and_tags_are_created_and_removed_again(cloud, pets, roles):
     scaler, scheduler = cloud.client("application-autoscaling"), cloud.client("scheduler")
     pets("deploy", "--ttl", "4h", "--max", "4", "--target", "120", "--cooldown", "60", "--tags", "owner=me")
     (policy,) = scaler.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
@@ -122,7 +122,7 @@ def test_serverless(cloud, pets, roles):
     assert cloud.left() == []
 
 
-def test_asynchronous_with_scaling_to_nothing(cloud, pets, roles):
+def test_asynchronous_with_scaling_to_zero(cloud, pets, roles):
     assert "pets is live" in pets("deploy", "--kind", "async", "--max", "3")
     alarms = cloud.client("cloudwatch").describe_alarms()["MetricAlarms"]
     policies = cloud.client("application-autoscaling").describe_scaling_policies(ServiceNamespace="sagemaker")
@@ -145,7 +145,7 @@ def test_batch_answers_every_picture_under_a_prefix(cloud, pets, roles):
         assert json.loads(answer)["class"] == label
 
 
-def test_everything_that_this_tool_made_is_shown_from_anywhere(cloud, pets, roles):
+def test_status_all_and_destroy_need_no_build_folder(cloud, pets, roles):
     pets("deploy", "--count", "2")
     cloud.client("sagemaker").create_model(ModelName="theirs")
     variant = {"VariantName": "AllTraffic", "ModelName": "theirs", "InstanceType": "ml.m5.large"}
@@ -161,15 +161,15 @@ def test_everything_that_this_tool_made_is_shown_from_anywhere(cloud, pets, role
 
 
 def seconds(command, code: int, says: str, **options) -> float:
-    """What a command takes, the best of some times: this machine may have other work to do."""
-    took = []
+    """A command's duration, the shortest of a few runs: this machine may be busy."""
+    durations = []
     for _ in range(4):
         start = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
-        took.append(time.monotonic() - start)
+        durations.append(time.monotonic() - start)
         assert done.returncode == code, done.stdout + done.stderr
         assert re.fullmatch(says, done.stderr), done.stderr
-    return min(took)
+    return min(durations)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_no_credentials_is_one_sentence_within_three_seconds(tmp_path, command):
     assert seconds(command, 3, says, env=others | nowhere) < 3
 
 
-def test_aws_verbs_need_nothing_of_the_local_server():
+def test_aws_verbs_do_not_import_the_local_server():
     code = "import sys, endpoint; print({'local', 'uvicorn', 'PIL'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "deploy", capture_output=True, text=True, check=True
@@ -196,7 +196,7 @@ def test_aws_verbs_need_nothing_of_the_local_server():
     assert done.stdout.strip() == "set()"
 
 
-def test_listing_the_verbs_is_quick_and_imports_nothing_of_aws():
+def test_listing_the_verbs_is_fast_and_does_not_import_boto3():
     code = "import sys, tasks; print([name for name in sys.modules if name.startswith('boto')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

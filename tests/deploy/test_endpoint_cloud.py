@@ -1,4 +1,4 @@
-"""The whole cloud on this machine: what was uploaded is what is unpacked, served, gated and asked."""
+"""The whole of SageMaker on this machine: the uploaded archive is unpacked, served, tested and queried."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from support import INVOKE, ROOT, run, serving
 
 
 class Host:
-    """An instance: it fetches the endpoint's ModelDataUrl, unpacks it, serves it, and hands requests on."""
+    """An instance: it downloads the endpoint's ModelDataUrl, unpacks it, serves it, and forwards requests."""
 
     def __init__(self, cloud, folder: Path, stack: ExitStack) -> None:
         self.cloud, self.folder, self.stack = cloud, folder, stack
-        self.served: dict[str, str] = {}  # an archive's address: where it answers
+        self.served: dict[str, str] = {}  # an archive's URL: its server's URL
 
     def __call__(self, endpoint, headers, body: bytes) -> tuple[int, bytes]:
-        """The container's answer."""
+        """The container's response."""
         sagemaker = self.cloud.client("sagemaker")
         config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint.endpoint_config_name)
         name = config["ProductionVariants"][0]["ModelName"]
@@ -37,7 +37,7 @@ class Host:
         return answer.status_code, answer.content
 
     def start(self, archive: str) -> str:
-        """Serve what really lies in S3."""
+        """Serve the archive in S3."""
         bucket, _, key = archive.removeprefix("s3://").partition("/")
         packed = self.folder / f"{key.split('/')[1]}.tar.gz"
         self.cloud.client("s3").download_file(bucket, key, str(packed))
@@ -76,14 +76,14 @@ def tiny(cloud, project, tmp_path):
 
 
 def mislabel(folder: Path) -> None:
-    """The same network, whose labels have changed places: it loads, answers, and is wrong."""
+    """The same network with its labels exchanged: it loads and answers, but wrongly."""
     facts = json.loads((folder / "model/model.json").read_text())
     facts["labels"] = [*facts["labels"][1:], facts["labels"][0]]
     (folder / "model/model.json").write_text(json.dumps(facts))
     run("package/archive.py", "--model", folder / "model", "--out", folder / "model.tar.gz")
 
 
-def test_what_was_trained_here_answers_there_and_what_is_wrong_never_does(cloud, tiny):
+def test_a_trained_model_is_served_and_a_mislabelled_one_is_rolled_back(cloud, tiny):
     assert "tiny is live" in tiny("deploy")
     entries = json.loads((tiny.folder / "train/validation.json").read_text())
     sure = max(entries, key=lambda entry: entry["confidence"])

@@ -1,4 +1,4 @@
-"""What goes wrong while an endpoint is made or changed: it is explained, undone, and costs nothing."""
+"""Failures while an endpoint is created or updated: they are explained and rolled back."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def cloud(monkeypatch):
 
 @pytest.fixture
 def pets(cloud, tmp_path, capsys):
-    """deploy/endpoint.py's verbs; what they said comes back."""
+    """deploy/endpoint.py's verbs; returns their output."""
     folder = tmp_path / "pets"
     build(folder)
     places = ["--archive", str(folder / "model.tar.gz"), "--out", str(folder / "uploaded.json")]
@@ -45,7 +45,7 @@ def pets(cloud, tmp_path, capsys):
 
 
 def log(cloud, *lines):
-    """The container writes."""
+    """The container writes these lines to its log."""
     logs, names = cloud.client("logs"), {"logGroupName": "/aws/sagemaker/Endpoints/pets"}
     logs.create_log_group(**names)
     logs.create_log_stream(**names, logStreamName="AllTraffic/i-0123456789abcdef0")
@@ -55,7 +55,7 @@ def log(cloud, *lines):
 
 
 def wrong(endpoint, headers, body):
-    """A container that answers wrongly."""
+    """A container with a wrong answer."""
     return 200, json.dumps({"class": "dog", "confidence": 0.9}).encode()
 
 
@@ -63,7 +63,7 @@ def serving(cloud) -> str:
     return cloud.client("sagemaker").describe_endpoint(EndpointName="pets")["EndpointConfigName"]
 
 
-def test_an_endpoint_that_fails_is_explained_and_removed(cloud, pets):
+def test_an_endpoint_that_fails_is_explained_and_deleted(cloud, pets):
     reason = "The primary container for production variant AllTraffic did not pass the ping health check."
     cloud.fates["any"] = ("Failed", reason)
     log(cloud, "starting", "ModuleNotFoundError: No module named 'openvino'")
@@ -85,7 +85,7 @@ def test_an_endpoint_that_fails_is_explained_and_removed(cloud, pets):
     ],
     ids=["another class", "an error", "no JSON", "other JSON"],
 )
-def test_an_endpoint_that_does_not_answer_rightly_is_never_live(cloud, pets, answer, says):
+def test_an_endpoint_with_a_wrong_answer_is_never_live(cloud, pets, answer, says):
     cloud.answer = answer
     said = pets("deploy", code=1)
     assert re.search(says, said)
@@ -93,34 +93,32 @@ def test_an_endpoint_that_does_not_answer_rightly_is_never_live(cloud, pets, ans
     assert cloud.left() == []
 
 
-def test_a_model_that_is_still_loading_is_waited_for(cloud, pets):
-    asked = []
+def test_the_smoke_test_waits_for_a_model_that_is_loading(cloud, pets):
+    requests = []
 
     def slow(*request):
-        asked.append(1)
-        return aws.knowing(*request) if len(asked) > 6 else (503, b"not loaded")
+        requests.append(1)
+        return aws.knowing(*request) if len(requests) > 6 else (503, b"not loaded")
 
     cloud.answer = slow
     said = pets("deploy")
-    assert (
-        said.count("smoke test of pets with cat.jpg") == 1
-    )  # a line when something changes, not for every try
+    assert said.count("smoke test of pets with cat.jpg") == 1  # a line for every change, not for every try
     assert "the container runs and loads the model" in said
     assert "pets is live" in said
 
 
-def test_sagemakers_own_time_out_is_waited_over(cloud, pets):
-    asked = []
+def test_the_smoke_test_retries_after_sagemakers_own_time_out(cloud, pets):
+    requests = []
 
     def slow(*request):
-        asked.append(1)
-        return aws.knowing(*request) if len(asked) > 6 else (0, b"Your invocation timed out")
+        requests.append(1)
+        return aws.knowing(*request) if len(requests) > 6 else (0, b"Your invocation timed out")
 
     cloud.answer = slow
     assert "pets is live" in pets("deploy")
 
 
-def test_an_update_that_answers_wrongly_is_taken_back(cloud, pets):
+def test_an_update_with_a_wrong_answer_is_rolled_back(cloud, pets):
     pets("deploy")
     first, left = serving(cloud), cloud.left()
     build(pets.folder, archive=b"two")
@@ -134,7 +132,7 @@ def test_an_update_that_answers_wrongly_is_taken_back(cloud, pets):
     assert cloud.left() == left
 
 
-def test_an_update_that_aws_takes_back_is_explained(cloud, pets):
+def test_an_update_that_aws_rolls_back_is_explained(cloud, pets):
     pets("deploy")
     first, left = serving(cloud), cloud.left()
     cloud.fates["any"] = ("Failed", "alarms fastai-sagemaker-pets:5xx went off")
@@ -144,7 +142,7 @@ def test_an_update_that_aws_takes_back_is_explained(cloud, pets):
     assert [one for one in cloud.left() if not one.startswith("alarm")] == left
 
 
-def test_a_rollback_that_answers_nothing_is_taken_back(cloud, pets):
+def test_a_rollback_with_an_error_is_rolled_back(cloud, pets):
     pets("deploy")
     build(pets.folder, archive=b"two")
     pets("deploy")
@@ -157,8 +155,8 @@ def test_a_rollback_that_answers_nothing_is_taken_back(cloud, pets):
     assert cloud.left() == left
 
 
-def test_what_cannot_be_taken_back_is_told_and_keeps_its_parts(cloud, pets):
-    """The new archive answers wrongly, and AWS has no instance left for the way back."""
+def test_a_failed_rollback_is_reported_and_keeps_the_configuration(cloud, pets):
+    """The new archive's answer is wrong, and AWS has no instance left for the rollback."""
     pets("deploy")
     first = serving(cloud)
     build(pets.folder, archive=b"two")
@@ -175,8 +173,8 @@ def test_what_cannot_be_taken_back_is_told_and_keeps_its_parts(cloud, pets):
     assert sagemaker.describe_model(ModelName=config["ProductionVariants"][0]["ModelName"])
 
 
-def test_an_update_that_fails_brings_the_scaling_back(cloud, pets):
-    """Another type of instance needs the scaling to be cancelled first."""
+def test_a_failed_update_restores_autoscaling(cloud, pets):
+    """Another instance type requires that autoscaling is removed first."""
     pets("deploy", "--max", "4", "--target", "77")
     left, scaler = cloud.left(), cloud.client("application-autoscaling")
     cloud.fates["any"] = ("Failed", "no capacity")
@@ -188,7 +186,7 @@ def test_an_update_that_fails_brings_the_scaling_back(cloud, pets):
     assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 77
 
 
-def test_what_failed_while_nobody_looked_is_explained_before_it_is_removed(cloud, pets):
+def test_an_endpoint_that_failed_earlier_is_explained_before_it_is_deleted(cloud, pets):
     cloud.fates["any"] = ("Failed", "the ping health check failed")
     cloud.break_("sagemaker:DescribeEndpoint", "interrupt", times=1)
     pets("deploy", code=130)
@@ -200,7 +198,7 @@ def test_what_failed_while_nobody_looked_is_explained_before_it_is_removed(cloud
     assert "pets is live" in said
 
 
-def test_an_endpoint_that_cannot_be_deleted_keeps_its_end_and_its_parts(cloud, pets):
+def test_an_endpoint_that_cannot_be_deleted_keeps_its_schedule_and_parts(cloud, pets):
     pets("deploy", "--ttl", "4h")
     left = cloud.left()
     cloud.break_("sagemaker:DeleteEndpoint", "denied")
@@ -213,15 +211,15 @@ def test_an_endpoint_that_cannot_be_deleted_keeps_its_end_and_its_parts(cloud, p
     assert cloud.left() == cloud.objects() == []
 
 
-def test_an_end_arranged_for_an_earlier_endpoint_does_not_meet_the_next(cloud, pets):
+def test_the_schedule_of_an_earlier_endpoint_is_cancelled(cloud, pets):
     pets("deploy", "--ttl", "4h")
-    cloud.client("sagemaker").delete_endpoint(EndpointName="pets")  # in the console, say
+    cloud.client("sagemaker").delete_endpoint(EndpointName="pets")  # as in the console
     cloud.client("sagemaker").describe_endpoint(EndpointName="pets")
     assert "the scheduled deletion of an earlier endpoint was cancelled" in pets("deploy")
     assert not [one for one in cloud.left() if one.startswith("schedule")]
 
 
-def test_going_back_arranges_an_end_as_well(cloud, pets):
+def test_rollback_accepts_a_ttl(cloud, pets):
     pets("deploy")
     build(pets.folder, archive=b"two")
     pets("deploy")
@@ -233,11 +231,11 @@ def test_going_back_arranges_an_end_as_well(cloud, pets):
     ("running", "words", "traffic"),
     [
         (2, ["--max", "4"], "CANARY"),
-        (1, ["--max", "4"], "ALL_AT_ONCE"),  # scaled in: half of one is none
-        (2, ["--max", "4", "--capture", "outputs"], "CANARY"),  # nothing is retained: two of the new ones
+        (1, ["--max", "4"], "ALL_AT_ONCE"),  # scaled in to one, which has no half
+        (2, ["--max", "4", "--capture", "outputs"], "CANARY"),  # nothing is retained: two new instances
     ],
 )
-def test_a_canary_is_at_most_half_of_what_runs(cloud, pets, running, words, traffic):
+def test_a_canary_is_at_most_half_of_the_running_instances(cloud, pets, running, words, traffic):
     pets("deploy", "--count", "2", "--max", "4")
     sagemaker = cloud.client("sagemaker")
     weights = {"VariantName": "AllTraffic", "DesiredInstanceCount": running}
@@ -250,8 +248,8 @@ def test_a_canary_is_at_most_half_of_what_runs(cloud, pets, running, words, traf
     assert policy["TrafficRoutingConfiguration"]["Type"] == traffic
 
 
-def test_a_role_that_was_just_made_is_waited_for(cloud, pets):
-    """AWS says this of CreateModel and of CreateSchedule for some seconds."""
+def test_a_role_that_was_just_created_is_retried(cloud, pets):
+    """For some seconds AWS rejects CreateModel and CreateSchedule with this message."""
     aws.FAULTS["not yet"] = (
         400,
         "ValidationException",
@@ -263,13 +261,13 @@ def test_a_role_that_was_just_made_is_waited_for(cloud, pets):
     assert "pets is live" in pets("deploy", "--ttl", "4h")
 
 
-def test_there_may_be_nothing_to_go_back_to(cloud, pets):
+def test_rollback_without_a_previous_version_is_a_sentence(cloud, pets):
     assert "pets has no previous version" in pets("deploy", "--rollback", code=1)
     pets("deploy")
     assert "pets has no previous version" in pets("deploy", "--rollback", code=1)
 
 
-def test_one_that_breaks_later_is_told_and_left(cloud, pets):
+def test_a_live_endpoint_that_breaks_later_is_reported_and_kept(cloud, pets):
     pets("deploy")
     left = cloud.left()
     cloud.answer = wrong
@@ -278,7 +276,7 @@ def test_one_that_breaks_later_is_told_and_left(cloud, pets):
 
 
 @pytest.mark.parametrize("call", ["CreateModel", "CreateEndpointConfig", "CreateEndpoint", "InvokeEndpoint"])
-def test_an_interrupted_deployment_goes_on_where_it_was(cloud, pets, call):
+def test_an_interrupted_deployment_continues(cloud, pets, call):
     cloud.break_(f"sagemaker:{call}", "interrupt", times=1)
     assert "stopped: the same command continues" in pets("deploy", code=130)
     assert "pets is live" in pets("deploy")
@@ -296,7 +294,7 @@ def test_an_interrupted_update_can_still_be_rolled_back(cloud, pets):
     assert serving(cloud) == first
 
 
-def test_an_endpoint_of_somebody_elses_is_left_alone(cloud, pets):
+def test_somebody_elses_endpoint_is_not_changed(cloud, pets):
     sagemaker = cloud.client("sagemaker")
     sagemaker.create_model(ModelName="theirs")
     variant = {"VariantName": "v", "ModelName": "theirs", "InstanceType": "ml.m5.large"}
@@ -310,7 +308,7 @@ def test_an_endpoint_of_somebody_elses_is_left_alone(cloud, pets):
     assert cloud.left() == left
 
 
-def test_a_gpu_that_would_idle_is_noted(cloud, pets):
+def test_a_gpu_that_would_be_idle_is_noted(cloud, pets):
     (pets.folder / "model").mkdir()
     for use, noted in ((["bf16", "fp32"], True), (["cuda-fp16", "fp32"], False)):
         (pets.folder / "model/model.json").write_text(json.dumps({"precision": {"use": use}}))
@@ -330,10 +328,25 @@ def test_an_endpoint_cannot_change_its_kind(cloud, pets):
     assert cloud.left() == left
 
 
-# --- before anything is made
+def test_an_endpoint_that_is_deleted_meanwhile_is_a_sentence(cloud, pets):
+    """As in the console, or by the schedule of --ttl."""
+
+    def delete(*request):
+        cloud.client("sagemaker").delete_endpoint(EndpointName="pets")
+        cloud.client("sagemaker").describe_endpoint(EndpointName="pets")
+        return aws.knowing(*request)
+
+    cloud.answer = delete
+    said = pets("deploy", code=1)
+    assert "the endpoint pets was deleted during the smoke test" in said
+    assert "everything was removed; nothing is billed" in said
+    assert cloud.left() == []
 
 
-def test_a_role_that_may_not_is_told_which_permission_it_lacks(cloud, pets):
+# --- before anything is created
+
+
+def test_a_missing_permission_of_the_role_is_named(cloud, pets):
     cloud.denied.add("s3:GetObject")
     said = pets("deploy", code=3)
     assert re.search("role/fastai-sagemaker-pets lacks s3:GetObject on arn:aws:s3:::.*/model.tar.gz", said)
@@ -349,14 +362,14 @@ def test_a_role_that_may_not_is_told_which_permission_it_lacks(cloud, pets):
         (["--kind", "async"], "s3:PutObject"),
     ],
 )
-def test_a_role_is_asked_for_what_the_settings_need(cloud, pets, words, action):
+def test_the_roles_permissions_are_checked_for_the_settings(cloud, pets, words, action):
     cloud.denied.add(action)
     assert f"lacks {action} on " in pets("deploy", *words, code=3)
     assert cloud.left() == []
     pets("deploy")
 
 
-def test_a_batch_whose_role_may_not_read_or_write_is_told_how_it_may(cloud, pets):
+def test_a_missing_permission_of_a_batchs_role_names_the_command_that_adds_it(cloud, pets):
     bucket = f"sagemaker-{aws.REGION}-123456789012"
     pets("deploy")
     cloud.client("s3").put_object(Bucket=bucket, Key="photos/cat.jpg", Body=b"x")
@@ -368,14 +381,14 @@ def test_a_batch_whose_role_may_not_read_or_write_is_told_how_it_may(cloud, pets
     assert cloud.left() == left
 
 
-def test_a_role_that_is_missing_or_not_sagemakers_is_told(cloud, pets):
+def test_a_role_that_is_missing_or_not_sagemakers_is_reported(cloud, pets):
     assert "there is no role arn:aws:iam::123456789012:role/no" in pets("deploy", "--role", "no", code=2)
     cloud.client("iam").create_role(RoleName="mine", AssumeRolePolicyDocument="{}")
     assert "SageMaker may not assume" in pets("deploy", "--role", "mine", code=2)
     assert cloud.left() == []
 
 
-def test_a_quota_that_is_too_small_is_told_with_the_place_to_raise_it(cloud, pets):
+def test_a_quota_that_is_too_small_is_reported_with_its_console_page(cloud, pets):
     cloud.quotas["ml.c7i.large for endpoint usage"] = 1
     said = pets("deploy", "--count", "2", code=3)
     assert "your quota of ml.c7i.large for endpoint usage is 1, and 2 are needed at once" in said
@@ -386,14 +399,14 @@ def test_a_quota_that_is_too_small_is_told_with_the_place_to_raise_it(cloud, pet
 
 
 @pytest.mark.parametrize("call", ["iam:SimulatePrincipalPolicy", "servicequotas:ListServiceQuotas"])
-def test_what_may_not_be_asked_is_passed_over_with_a_note(cloud, pets, call):
+def test_a_check_that_is_denied_is_skipped_with_a_note(cloud, pets, call):
     cloud.break_(call, "denied")
     said = pets("deploy")
     assert f"was not checked: your AWS identity may not {call}" in said
     assert "pets is live" in said
 
 
-def test_an_archive_or_a_bucket_that_is_gone_is_told(cloud, pets):
+def test_a_deleted_archive_or_bucket_is_reported(cloud, pets):
     pets("deploy")
     pets("destroy", "--yes", "--data")
     (pets.folder / "model.tar.gz").write_bytes(b"one")
@@ -414,18 +427,18 @@ def test_an_archive_or_a_bucket_that_is_gone_is_told(cloud, pets):
         ("User: x is not authorized to perform: ecr:BatchGetImage", "role"),
     ],
 )
-def test_what_aws_itself_could_not_do_is_believed_before_the_log(reason, advice):
+def test_aws_own_reason_counts_before_the_log(reason, advice):
     assert advice in diagnose.likely_cause(reason, ["No module named 'x'"])
 
 
-def test_words_that_look_like_a_cause_are_none():
+def test_similar_words_are_not_taken_for_a_cause():
     lines = ["SECRET_KEY is set", "loading model data from s3://b/k", "assuming 2 cores"]
     ping = "did not pass the ping health check"
     assert diagnose.likely_cause("unknown", lines) is None
     assert "its log says why" in diagnose.likely_cause(ping, lines)
 
 
-def test_a_log_that_may_not_be_read_is_not_called_empty(cloud, pets):
+def test_a_log_that_may_not_be_read_is_not_reported_as_empty(cloud, pets):
     cloud.fates["any"] = ("Failed", "did not pass the ping health check")
     log(cloud, "starting")
     cloud.break_("logs:DescribeLogStreams", "denied")
@@ -433,7 +446,7 @@ def test_a_log_that_may_not_be_read_is_not_called_empty(cloud, pets):
     assert "its log cannot be read: your AWS identity may not logs:DescribeLogStreams" in said
 
 
-def test_what_a_container_says_is_shown_and_not_obeyed(cloud, pets):
+def test_control_characters_of_a_container_are_escaped(cloud, pets):
     evil = "\x1b]0;owned\x07[/x]\u202e"
     cloud.fates["any"] = ("Failed", evil)
     log(cloud, evil)
@@ -474,7 +487,7 @@ def test_an_error_of_aws_is_a_sentence_with_the_right_advice(
         (exceptions.LoginTokenLoadError(error_msg="x"), "`aws login`"),
     ],
 )
-def test_a_login_that_has_ended_is_told_how_to_begin_anew(error, advice):
+def test_an_expired_login_names_the_login_command(error, advice):
     stop = as_command_error(error)
     assert advice in str(stop)
     assert "your AWS identity may not" not in str(stop)

@@ -1,6 +1,6 @@
-"""Every AWS call of every command broken in turn: the command's own patience, or `destroy`, leaves nothing.
+"""Every AWS call of every command fails in turn: the command's retries, or `destroy`, leave nothing behind.
 
-A few of the cases run always; FAULTS=all in the environment runs them all, and the last line says how many.
+A sample of the cases always runs, FAULTS=all in the environment runs all. The last line has their number.
 """
 
 import itertools
@@ -14,10 +14,10 @@ from aws import pricing
 from fault_matrix import COMMANDS, REASON, Pets
 
 ALL = os.environ.get("FAULTS") == "all"
-STEP = 1 if ALL else 53  # has nothing in common with the number of kinds, so that each has its turn
+STEP = 1 if ALL else 53  # coprime with the number of kinds, so that each kind is in the sample
 ONCE = ("throttle", "500", "cut")
 ALWAYS = ("500", "cut", "denied", "limit", "expired")
-SILENT = {  # what nobody asked for is passed over without a word where it may not be done
+SILENT = {  # if denied, skipped without a note, because the settings do not mention it
     "cloudwatch:DescribeAlarms",
     "application-autoscaling:DescribeScalableTargets",
     "application-autoscaling:DescribeScalingPolicies",
@@ -40,7 +40,7 @@ CASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def tried(request):
-    """What was broken: a command, a call, a kind of fault, how often or when; counted in the last line."""
+    """The cases that ran: a command, a call, a kind of fault, how often or when; counted in the last line."""
     tried = set()
     yield tried
     pairs = {(call, kind) for _, call, kind, _ in tried}
@@ -105,12 +105,12 @@ def test_the_matrix_has_every_call_of_every_command(pets, name):
     assert set(pets.cloud.calls) == set(COMMANDS[name].calls.split())
 
 
-def test_every_kind_of_fault_has_its_turn():
+def test_every_kind_of_fault_is_among_the_everyday_cases():
     assert {case[2:] for case in CASES[::STEP]} == {case[2:] for case in CASES}
 
 
 @pytest.mark.parametrize(("name", "call", "kind", "times"), CASES[::STEP])
-def test_what_breaks_is_overcome_or_a_sentence_and_leaves_nothing(pets, tried, name, call, kind, times):
+def test_a_fault_is_retried_or_reported_and_destroy_removes_everything(pets, tried, name, call, kind, times):
     prepare(pets, name)
     pets.cloud.break_(call, kind, times)
     code, said = run(pets, name)
@@ -146,14 +146,14 @@ def test_ctrl_c_at_any_moment(monkeypatch, tmp_path, capsys, tried, name):
                 break
             tried |= {(name, *pair, moment) for pair in pets.cloud.broken}
             assert (code, "stopped" in said or name == "logs") == (130, True), said
-            if moment % 2 == 0:  # as often repeated as given up
+            if moment % 2 == 0:  # every second time, repeat the command before destroy
                 code, said = run(pets, name)
                 assert code == COMMANDS[name].code, said
             destroyed(pets)
 
 
 @pytest.mark.parametrize("name", ["deploy", "deploy async", "deploy serverless", "update", "rollback"])
-def test_an_endpoint_that_fails_is_explained_and_leaves_nothing(pets, tried, name):
+def test_an_endpoint_that_fails_is_explained_and_everything_is_removed(pets, tried, name):
     prepare(pets, name)
     change = name in CHANGES
     before = pets.left()

@@ -1,4 +1,4 @@
-"""deploy/image.py: the image built here or by CodeBuild, scanned by ECR, deployed by its digest, removed."""
+"""deploy/image.py: the image is built by Docker or CodeBuild, scanned by ECR, deployed by digest, removed."""
 
 import fnmatch
 import hashlib
@@ -44,7 +44,7 @@ def cloud(monkeypatch):
 
 @pytest.fixture
 def shell(cloud, tmp_path, monkeypatch):
-    """A machine whose `docker` and `aws` are fake_docker_cli.py's; `calls()` is what they were asked."""
+    """A machine whose `docker` and `aws` are fake_docker_cli.py's; `calls()` are their command lines."""
     found = fake_docker_cli.install(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{found}:{os.environ['PATH']}")
     monkeypatch.setenv("STANDIN", f"{tmp_path} {cloud.url}")
@@ -59,7 +59,7 @@ def shell(cloud, tmp_path, monkeypatch):
 
 @pytest.fixture
 def builder(cloud, shell, tmp_path, monkeypatch):
-    """CodeBuild, its role, and no Docker here."""
+    """CodeBuild and its role."""
     codebuild = CodeBuild(cloud, tmp_path, shell.tools)
     for call, answer in codebuild.answers.items():
         monkeypatch.setitem(fake_aws_answers.ANSWERS, call, answer)
@@ -70,7 +70,7 @@ def builder(cloud, shell, tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(cloud, tmp_path, capsys):
-    """`invoke image`, in this process; what it said."""
+    """`invoke image`, in this process; returns its output."""
 
     def run(*words, code=0):
         capsys.readouterr()
@@ -88,7 +88,7 @@ def written(tmp_path) -> dict:
 
 
 def left(cloud) -> list[str]:
-    """What was made for images, by AWS's own lists."""
+    """What was created for images, by AWS's own lists."""
     found = [one["repositoryName"] for one in cloud.client("ecr").describe_repositories()["repositories"]]
     found += cloud.client("codebuild").list_projects()["projects"]
     found += [one["logGroupName"] for one in cloud.client("logs").describe_log_groups()["logGroups"]]
@@ -101,10 +101,10 @@ def foreign(cloud) -> dict:
     return cloud.client("ecr").create_repository(repositoryName=NAME)
 
 
-# --- with Docker here
+# --- with Docker on this machine
 
 
-def test_docker_here_builds_and_pushes_and_deploy_is_told_the_digest(cloud, shell, run, tmp_path):
+def test_docker_builds_and_pushes_and_image_json_has_the_digest(cloud, shell, run, tmp_path):
     said = run()
     assert f"{TAG}: built by Docker on this machine" in said
     assert (
@@ -122,7 +122,7 @@ def test_docker_here_builds_and_pushes_and_deploy_is_told_the_digest(cloud, shel
     assert built["words"][-1] == str(ROOT / "serve")
 
 
-def test_the_repository_scans_keeps_five_and_lets_no_tag_be_moved(cloud, shell, run):
+def test_the_repository_scans_on_push_keeps_five_and_has_immutable_tags(cloud, shell, run):
     run()
     ecr = cloud.client("ecr")
     (found,) = ecr.describe_repositories()["repositories"]
@@ -134,7 +134,7 @@ def test_the_repository_scans_keeps_five_and_lets_no_tag_be_moved(cloud, shell, 
     assert tags == [{"Key": "fastai-sagemaker:project", "Value": "pets"}]
 
 
-def test_the_token_is_in_no_argument_and_no_file_that_stays(cloud, shell, run, capsys):
+def test_the_token_is_in_no_argument_and_no_file_that_remains(cloud, shell, run, capsys):
     said = run()
     (login,) = shell.calls("login")
     assert login["words"] == ["login", "--username", "AWS", "--password-stdin", login["words"][-1]]
@@ -146,7 +146,7 @@ def test_the_token_is_in_no_argument_and_no_file_that_stays(cloud, shell, run, c
     assert not os.path.exists(login["config"])
 
 
-def test_an_unchanged_image_is_made_once_and_again_is_quick(cloud, shell, run, tmp_path):
+def test_an_unchanged_image_is_built_once(cloud, shell, run, tmp_path):
     run()
     facts, before = written(tmp_path), cloud.calls.copy()
     assert f"{TAG}: already pushed" in run()
@@ -157,7 +157,7 @@ def test_an_unchanged_image_is_made_once_and_again_is_quick(cloud, shell, run, t
     assert (written(tmp_path), len(shell.calls("build"))) == (facts, 1)
 
 
-def test_graviton_gets_an_image_of_its_own(cloud, shell, run, tmp_path):
+def test_graviton_has_its_own_image(cloud, shell, run, tmp_path):
     run()
     run("--instance", "ml.c7g.large")
     assert written(tmp_path)["tag"] == docker_build.content_tag("arm64")
@@ -168,9 +168,7 @@ def test_graviton_gets_an_image_of_its_own(cloud, shell, run, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["oci", "index"])
-def test_what_an_engine_with_containerd_pushes_is_put_into_the_form_that_sagemaker_takes(
-    cloud, shell, run, tmp_path, monkeypatch, kind
-):
+def test_an_oci_manifest_is_replaced_by_dockers(cloud, shell, run, tmp_path, monkeypatch, kind):
     monkeypatch.setenv("MANIFEST", kind)
     assert "manifest changed from OCI's format to Docker's" in run()
     (found,) = cloud.client("ecr").describe_images(repositoryName=NAME)["imageDetails"]
@@ -186,7 +184,7 @@ def test_what_an_engine_with_containerd_pushes_is_put_into_the_form_that_sagemak
     "call", ["PutImage", "BatchDeleteImage", "BatchGetImage", "DescribeImages", "CreateRepository"]
 )
 @pytest.mark.parametrize("after", [0, 1])
-def test_ctrl_c_at_any_moment_and_the_same_command_goes_on(cloud, shell, run, monkeypatch, call, after):
+def test_after_ctrl_c_at_any_moment_the_same_command_continues(cloud, shell, run, monkeypatch, call, after):
     monkeypatch.setenv("MANIFEST", "oci")
     cloud.break_(f"ecr:{call}", "interrupt", times=1, after=after)
     places = ["--project", "pets", "--build", os.environ["STANDIN"].split()[0] + "/pets"]
@@ -198,7 +196,7 @@ def test_ctrl_c_at_any_moment_and_the_same_command_goes_on(cloud, shell, run, mo
 
 @pytest.mark.parametrize("call", ["CreateRepository", "PutLifecyclePolicy", "PutImage", "BatchDeleteImage"])
 @pytest.mark.parametrize("fault", ["throttle", "500", "cut"])
-def test_what_goes_wrong_once_is_tried_again(cloud, shell, run, monkeypatch, call, fault):
+def test_a_fault_that_happens_once_is_retried(cloud, shell, run, monkeypatch, call, fault):
     monkeypatch.setenv("MANIFEST", "oci")
     cloud.break_(f"ecr:{call}", fault, times=1)
     run()
@@ -212,13 +210,13 @@ def test_a_docker_that_fails_is_a_sentence(cloud, shell, run, monkeypatch, tmp_p
     assert not (tmp_path / "pets").exists()
 
 
-def test_another_processors_image_that_docker_cannot_build_is_codebuilds_task(cloud, shell, run, monkeypatch):
+def test_an_image_for_another_processor_names_codebuild(cloud, shell, run, monkeypatch):
     monkeypatch.setenv("FAIL", "linux/arm64")
     monkeypatch.setattr(docker_build.platform, "machine", lambda: "x86_64")
     assert "this machine is amd64 and the image arm64" in run("--instance", "ml.c7g.large", code=3)
 
 
-def test_somebody_elses_repository_is_left_alone(cloud, shell, run):
+def test_somebody_elses_repository_is_not_changed(cloud, shell, run):
     foreign(cloud)
     assert f"the ECR repository {NAME} {REFUSED}" in run(code=2)
     assert REFUSED in run("--delete", "--yes", code=2)
@@ -226,11 +224,11 @@ def test_somebody_elses_repository_is_left_alone(cloud, shell, run):
 
 
 @pytest.mark.parametrize("words", [["--instance", "ml.g5.xlarge"], ["--instance", "ml.inf2.xlarge"]])
-def test_an_accelerator_gets_no_slim_image(cloud, shell, run, words):
+def test_there_is_no_slim_image_for_accelerators(cloud, shell, run, words):
     assert "accelerator: use stack ray" in run(*words, code=2)
 
 
-def test_no_engine_is_a_sentence_if_docker_is_insisted_on(cloud, shell, run, monkeypatch):
+def test_no_engine_is_a_sentence_with_builder_docker(cloud, shell, run, monkeypatch):
     monkeypatch.setenv("FAIL", "info")
     assert "no Docker engine responds" in run("--builder", "docker", code=3)
 
@@ -241,7 +239,7 @@ def test_no_credentials_is_a_sentence(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: no AWS credentials were found")
 
 
-# --- what the scan says
+# --- the scan
 
 
 def findings(cloud, *severities, status="COMPLETE", enhanced=False):
@@ -292,7 +290,7 @@ def test_findings_are_counted_and_the_worst_are_shown(cloud, shell, run, tmp_pat
     assert written(tmp_path)["tag"] == TAG
 
 
-def test_findings_fail_the_command_only_if_asked(cloud, shell, run, tmp_path):
+def test_findings_fail_the_command_only_with_fail_on(cloud, shell, run, tmp_path):
     findings(cloud, "HIGH", "HIGH")
     assert "the image has 2 findings that are CRITICAL or HIGH" in run("--fail-on", "high", code=1)
     assert not (tmp_path / "pets" / "image.json").exists()
@@ -300,13 +298,13 @@ def test_findings_fail_the_command_only_if_asked(cloud, shell, run, tmp_path):
     assert written(tmp_path)["tag"] == TAG
 
 
-def test_a_scan_that_says_nothing_is_said_and_satisfies_nobody_who_asks(cloud, shell, run):
+def test_a_scan_without_a_result_is_reported_and_fails_with_fail_on(cloud, shell, run):
     findings(cloud, status="UNSUPPORTED_IMAGE")
     assert "scan: UNSUPPORTED_IMAGE, so nothing is known of the image: as the test wants it" in run()
     assert "--fail-on needs its result" in run("--fail-on", "critical", code=1)
 
 
-def test_a_scan_that_does_not_end_is_not_waited_for_for_ever(cloud, shell, run, monkeypatch):
+def test_waiting_for_a_scan_has_a_limit(cloud, shell, run, monkeypatch):
     monkeypatch.setattr(scan, "LIMIT", 0.05)
     findings(cloud, status="IN_PROGRESS")
     assert "scan: IN_PROGRESS" in run()
@@ -315,7 +313,7 @@ def test_a_scan_that_does_not_end_is_not_waited_for_for_ever(cloud, shell, run, 
 # --- with CodeBuild
 
 
-def test_codebuild_builds_what_is_here_and_pushes_it(cloud, builder, shell, run, tmp_path):
+def test_codebuild_builds_these_files_and_pushes_the_image(cloud, builder, shell, run, tmp_path):
     said = run("--builder", "codebuild", "--instance", "ml.c7g.large")
     tag = docker_build.content_tag("arm64")
     assert f"{tag}: built by CodeBuild, for $0.0034 a minute (us-east-1, 2026-11-22)" in said
@@ -332,7 +330,7 @@ def test_codebuild_builds_what_is_here_and_pushes_it(cloud, builder, shell, run,
     assert unpacked == {name: file.read_bytes() for name, file in docker_build.build_files().items()}
 
 
-def test_codebuilds_project_may_run_docker_for_a_while_and_writes_to_its_own_log(cloud, builder, run):
+def test_codebuilds_project_runs_docker_with_a_time_limit_and_its_own_log(cloud, builder, run):
     run("--builder", "codebuild")
     (made,) = cloud.client("codebuild").batch_get_projects(names=[NAME])["projects"]
     assert made["environment"]["privilegedMode"]
@@ -345,7 +343,7 @@ def test_codebuilds_project_may_run_docker_for_a_while_and_writes_to_its_own_log
     assert request["buildspecOverride"] == (ROOT / "deploy/ecr/buildspec.yml").read_text()
 
 
-def test_without_docker_codebuild_is_taken_and_a_base_of_ones_own_is_handed_on(
+def test_without_docker_codebuild_builds_and_gets_the_base_image(
     cloud, builder, shell, run, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("FAIL", "info")
@@ -355,7 +353,7 @@ def test_without_docker_codebuild_is_taken_and_a_base_of_ones_own_is_handed_on(
     assert written(tmp_path)["tag"] != TAG
 
 
-def test_the_build_role_may_do_what_a_build_does_and_hardly_more(cloud, builder):
+def test_the_build_role_has_the_permissions_of_a_build_only(cloud, builder):
     iam = cloud.client("iam")
     made = iam.get_role(RoleName=f"{NAME}-build")["Role"]
     trust = made["AssumeRolePolicyDocument"]["Statement"][0]
@@ -381,14 +379,24 @@ def test_the_build_role_may_do_what_a_build_does_and_hardly_more(cloud, builder)
     assert not may("logs:PutLogEvents", f"arn:aws:logs:{here}:log-group:{GROUP}-other:log-stream:1")
 
 
-def test_without_its_role_nothing_is_made(cloud, builder, run):
+def test_without_its_role_nothing_is_created(cloud, builder, run):
     role.main(["--project", "pets", "--remove"])
     said = run("--builder", "codebuild", code=2)
     assert f"CodeBuild needs the role {NAME}-build: `invoke role --create` creates it" in said
     assert left(cloud) == []
 
 
-def test_somebody_elses_project_is_left_alone(cloud, builder, run):
+def test_a_bucket_in_another_region_is_rejected(cloud, builder, run):
+    """By the same sentence as package/upload.py."""
+    place = {"LocationConstraint": "us-west-2"}
+    cloud.client("s3", "us-west-2").create_bucket(Bucket="mine", CreateBucketConfiguration=place)
+    said = run("--builder", "codebuild", "--bucket", "mine", code=2)
+    assert f"the bucket mine is in us-west-2, but the endpoint would be in {aws.REGION}: " in said
+    assert "set AWS_DEFAULT_REGION, or name another bucket" in said
+    assert builder.requests == []
+
+
+def test_somebody_elses_codebuild_project_is_not_changed(cloud, builder, run):
     cloud.client("codebuild").create_project(
         name=NAME,
         source={"type": "S3", "location": "theirs/x.zip"},
@@ -415,7 +423,7 @@ def test_a_build_that_fails_is_explained(cloud, builder, run, monkeypatch, tmp_p
     assert len(builder.requests) == 2
 
 
-def test_an_interrupted_build_goes_on_and_is_followed_by_the_same_command(cloud, builder, run, tmp_path):
+def test_an_interrupted_build_continues_and_the_same_command_follows_it(cloud, builder, run, tmp_path):
     builder.hold.clear()
     cloud.break_("codebuild:BatchGetBuilds", "interrupt", times=1, after=1)
     said = run("--builder", "codebuild", code=130)
@@ -430,7 +438,7 @@ def test_an_interrupted_build_goes_on_and_is_followed_by_the_same_command(cloud,
     assert written(tmp_path)["tag"] == TAG
 
 
-def test_a_build_of_another_image_is_not_ours_to_follow(cloud, builder, run):
+def test_a_running_build_of_another_image_is_not_followed(cloud, builder, run):
     builder.hold.clear()
     cloud.break_("codebuild:BatchGetBuilds", "interrupt", times=1)
     run("--builder", "codebuild", "--instance", "ml.c7g.large", code=130)
@@ -443,7 +451,7 @@ def test_a_build_of_another_image_is_not_ours_to_follow(cloud, builder, run):
     "call", ["s3:PutObject", "codebuild:CreateProject", "codebuild:StartBuild", "logs:GetLogEvents"]
 )
 @pytest.mark.parametrize("fault", ["throttle", "500"])
-def test_what_goes_wrong_once_in_the_account_is_tried_again(cloud, builder, run, call, fault):
+def test_a_fault_of_codebuild_that_happens_once_is_retried(cloud, builder, run, call, fault):
     cloud.break_(call, fault, times=1)
     run("--builder", "codebuild")
     assert cloud.broken
@@ -453,14 +461,14 @@ def test_what_goes_wrong_once_in_the_account_is_tried_again(cloud, builder, run,
 @pytest.mark.parametrize(
     "call", ["s3:PutObject", "codebuild:CreateProject", "codebuild:StartBuild", "ecr:PutLifecyclePolicy"]
 )
-def test_what_is_denied_is_a_sentence(cloud, builder, run, call):
+def test_a_denied_call_is_a_sentence(cloud, builder, run, call):
     cloud.break_(call, "denied")
     said = run("--builder", "codebuild", code=3)
     assert "error: your AWS identity may not" in said
     assert "`invoke role` prints the policy" in said
 
 
-def test_the_zip_is_the_same_to_the_byte(tmp_path, monkeypatch):
+def test_the_zip_is_reproducible(tmp_path, monkeypatch):
     first = zip_context()
     for file in docker_build.build_files().values():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -469,7 +477,7 @@ def test_the_zip_is_the_same_to_the_byte(tmp_path, monkeypatch):
     assert hashlib.sha256(zip_context()).digest() == hashlib.sha256(first).digest()
 
 
-def test_the_facts_are_dated_and_say_where_they_come_from():
+def test_the_prices_have_dates_and_sources():
     facts = [*catalogue.TABLE["codebuild"]["per_minute"].values(), catalogue.TABLE["ecr"]["per_gb_month"]]
     for one in facts:
         assert time.strptime(one["date"], "%Y-%m-%d")
@@ -477,10 +485,10 @@ def test_the_facts_are_dated_and_say_where_they_come_from():
         assert 0 < one["price"] < 1
 
 
-# --- the end
+# --- removal
 
 
-def test_the_policies_of_who_makes_images_allow_every_call(cloud, builder, run, monkeypatch, capsys):
+def test_the_image_builders_policies_allow_every_call(cloud, builder, run, monkeypatch, capsys):
     monkeypatch.setenv("MANIFEST", "index")
     run()
     run("--builder", "codebuild", "--instance", "ml.c7g.large")
@@ -499,7 +507,7 @@ def test_the_policies_of_who_makes_images_allow_every_call(cloud, builder, run, 
     assert len(made) > 20
 
 
-def test_delete_leaves_nothing_and_can_be_repeated(cloud, builder, run, tmp_path):
+def test_delete_removes_everything_and_can_be_repeated(cloud, builder, run, tmp_path):
     cloud.client("logs").create_log_group(logGroupName=GROUP + "-other")
     run("--builder", "codebuild")
     said = run("--delete", code=2)
@@ -525,7 +533,7 @@ def test_delete_stops_a_build_that_is_running(cloud, builder, run):
     assert builder.builds[f"{NAME}:0"]["buildStatus"] == "STOPPED"
 
 
-def test_a_role_that_may_not_be_deleted_stays_with_a_note(cloud, builder, run):
+def test_a_role_that_may_not_be_deleted_is_kept_with_a_note(cloud, builder, run):
     run("--builder", "codebuild")
     cloud.break_("iam:DeleteRolePolicy", "denied")
     said = run("--delete", "--yes")
@@ -533,7 +541,7 @@ def test_a_role_that_may_not_be_deleted_stays_with_a_note(cloud, builder, run):
     assert "removed role" not in said
 
 
-def test_an_image_that_a_live_endpoint_uses_stays_unless_insisted(cloud, builder, run, deploy):
+def test_an_image_that_a_live_endpoint_uses_is_deleted_only_with_yes(cloud, builder, run, deploy):
     run("--builder", "codebuild")
     deploy()
     said = run("--delete", code=1)
@@ -543,7 +551,7 @@ def test_an_image_that_a_live_endpoint_uses_stays_unless_insisted(cloud, builder
     assert cloud.client("ecr").describe_repositories()["repositories"] == []
 
 
-def test_destroy_with_data_takes_the_images_along(cloud, builder, run, deploy, tmp_path, capsys):
+def test_destroy_with_data_removes_the_images(cloud, builder, run, deploy, tmp_path, capsys):
     run("--builder", "codebuild")
     deploy()
     place = ["--project", "pets", "--build", str(tmp_path / "pets"), "--yes"]
@@ -553,12 +561,12 @@ def test_destroy_with_data_takes_the_images_along(cloud, builder, run, deploy, t
     assert set(left(cloud)) == {NAME, f"{NAME}-build", f"{NAME}-ttl"}  # roles, which cost nothing
 
 
-# --- what is deployed
+# --- deployment
 
 
 @pytest.fixture
 def deploy(cloud, tmp_path, capsys):
-    """`invoke deploy --stack slim`; what it said, and CreateModel's request."""
+    """`invoke deploy --stack slim`; returns its output."""
     folder = tmp_path / "pets"
 
     def deploy(*words, code=0):
@@ -605,7 +613,7 @@ def test_what_was_scanned_is_what_runs_without_a_network(cloud, shell, run, depl
         (["--kind", "async"], True, {"SERVE_URLS": "off"}),
     ],
 )
-def test_isolation_is_what_is_said_and_else_what_aws_can_do(
+def test_isolation_is_as_set_and_by_default_on_where_aws_supports_it(
     cloud, shell, run, deploy, models, words, isolated, environment
 ):
     run()
@@ -624,7 +632,7 @@ def test_isolation_is_what_is_said_and_else_what_aws_can_do(
         (["--kind", "serverless", "--instance", "ml.c7g.large"], "serverless endpoint cannot have instance"),
     ],
 )
-def test_what_does_not_go_together_is_refused(cloud, shell, run, deploy, words, says):
+def test_settings_that_contradict_each_other_are_rejected(cloud, shell, run, deploy, words, says):
     run()
     assert says in deploy(*words, code=2)
     assert cloud.left() == []
@@ -643,7 +651,7 @@ def test_what_does_not_go_together_is_refused(cloud, shell, run, deploy, words, 
     ],
     ids=["none", "in another Region", "of older code", "too large"],
 )
-def test_an_image_that_is_not_the_right_one_is_refused(cloud, shell, run, deploy, tmp_path, change, says):
+def test_an_image_that_does_not_fit_is_rejected(cloud, shell, run, deploy, tmp_path, change, says):
     run()
     file = tmp_path / "pets" / "image.json"
     facts = written(tmp_path)
@@ -651,11 +659,11 @@ def test_an_image_that_is_not_the_right_one_is_refused(cloud, shell, run, deploy
     assert says in deploy("--kind", "serverless", code=2)
 
 
-def test_invoke_deploy_makes_the_image_first_and_only_for_slim():
+def test_invoke_deploy_builds_the_image_first_and_only_for_slim():
     check, upload, deploy = said("deploy")
     assert ("--check" in check, upload[0], "--check" in deploy) == (True, "package/upload.py", False)
     checked, _, made, deployed = said("deploy", "--stack", "slim", "--instance", "ml.c7g.large")
-    assert {"deploy", "--check", "--stack=slim"} <= set(checked)  # before a build is paid for
+    assert {"deploy", "--check", "--stack=slim"} <= set(checked)  # before a build is billed
     assert made[0] == "deploy/image.py"
     assert (value(made, "--instance"), value(made, "--kind")) == ("ml.c7g.large", "real-time")
     assert value(made, "--build") == value(deployed, "--build")
@@ -688,7 +696,7 @@ def hub(docker, cloud, monkeypatch):
 
 
 def loadable(hub, tag: str) -> dict:
-    """The configuration of the image that was pushed, all of whose layers are there whole."""
+    """The configuration of the image that was pushed, all of whose layers are complete."""
     (found,) = hub.cloud.client("ecr").batch_get_image(repositoryName=NAME, imageIds=[{"imageTag": tag}])[
         "images"
     ]
@@ -705,11 +713,11 @@ def test_a_real_docker_builds_and_pushes(hub, run, tmp_path):
     assert configuration["config"]["Entrypoint"] == ["python3", "/opt/serve/container.py"]
     assert (configuration["architecture"], configuration["os"]) == (docker_build.host_architecture(), "linux")
     name = f"{hub.address}/{NAME}:{facts['tag']}"
-    assert not docker_build.has_image(name)  # what Docker here keeps is the build's own name
+    assert not docker_build.has_image(name)  # Docker keeps only the build's own name
     assert "already pushed" in run("--builder", "docker", *BASE)
 
 
-def test_the_buildspec_by_hand_with_a_real_docker(hub, builder, run, tmp_path, monkeypatch):
+def test_the_buildspec_with_a_real_docker(hub, builder, run, tmp_path, monkeypatch):
     """As CodeBuild would: the zip in a clean folder, a real shell and Docker; only `aws` is not real."""
     (tmp_path / "bin" / "docker").unlink()
     monkeypatch.setenv("PASSWORD", PASSWORD)

@@ -1,4 +1,4 @@
-"""deploy/role.py: least-privilege policies, and roles that are made once."""
+"""deploy/role.py: least-privilege policies, and roles that are created once."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def run(*words, code=0):
     assert role.main(["--project", "pets", *words]) == code
 
 
-def test_the_policies_are_printed_filled_in_and_nothing_is_made(cloud, capsys):
+def test_the_policies_are_printed_filled_in_and_nothing_is_created(cloud, capsys):
     run()
     printed = capsys.readouterr().out
     documents = json.loads(printed)
@@ -36,7 +36,7 @@ def test_the_policies_are_printed_filled_in_and_nothing_is_made(cloud, capsys):
     assert cloud.client("iam").list_roles()["Roles"] == []
 
 
-def test_without_credentials_the_policies_are_printed_with_blanks(monkeypatch, capsys):
+def test_without_credentials_the_policies_have_placeholders(monkeypatch, capsys):
     aws.nobody(monkeypatch)
     run()
     said = capsys.readouterr()
@@ -56,7 +56,7 @@ def test_no_policy_allows_everything(file):
 
 
 @pytest.mark.parametrize("region", ["eu-west-1", "ap-northeast-1", "us-gov-west-1", "cn-northwest-1"])
-def test_every_policy_is_short_enough_for_a_managed_one(region):
+def test_every_policy_is_within_the_size_of_a_managed_policy(region):
     partition = boto3.Session().get_partition_for_region(region)
     account = Aws(None, region, partition, "123456789012", "")
     documents = role.policies(account, "p" * 40, with_flags("--kms-key", "k" * 36))
@@ -64,7 +64,7 @@ def test_every_policy_is_short_enough_for_a_managed_one(region):
 
 
 def statements(*words: str, who: str = "execution_role") -> list[dict]:
-    """A policy's, for these flags."""
+    """The statements of a policy, for these flags."""
     documents = role.policies(connect(), "pets", with_flags(*words))
     return documents[who]["policy"]["Statement"]
 
@@ -86,14 +86,14 @@ def test_a_batch_may_read_and_write_elsewhere(cloud):
     assert "arn:aws:s3:::answers/*" in json.dumps(policy["PolicyDocument"])
 
 
-def test_a_key_of_ones_own_may_be_used_by_both(cloud):
+def test_a_kms_key_may_be_used_by_role_and_deployer(cloud):
     for who in ("execution_role", "deployer"):
         assert "kms:" not in json.dumps(statements(who=who))
         found = statements("--kms-key", "abc", who=who)
         assert found[-1]["Resource"] == f"arn:aws:kms:{aws.REGION}:123456789012:key/abc"
 
 
-def test_a_role_of_ones_own_is_the_one_that_is_handed_on(cloud):
+def test_a_role_of_your_own_is_the_one_that_may_be_passed(cloud):
     (found,) = (
         one for one in statements("--role", "mine", who="deployer") if one["Sid"].endswith("SageMaker")
     )
@@ -101,14 +101,14 @@ def test_a_role_of_ones_own_is_the_one_that_is_handed_on(cloud):
 
 
 @pytest.mark.parametrize("words", ["--read photos", "--write s3://", "--read s3://a,b"])
-def test_what_is_no_address_is_an_error_of_usage(words, capsys):
+def test_an_invalid_s3_uri_is_a_usage_error(words, capsys):
     with pytest.raises(SystemExit) as end:
         with_flags(*words.split())
     assert end.value.code == 2
     assert "is not a list such as s3://bucket/prefix" in capsys.readouterr().err
 
 
-def test_the_role_is_made_and_again_is_the_same(cloud, capsys):
+def test_creating_the_roles_is_idempotent(cloud, capsys):
     iam = cloud.client("iam")
     run("--create")
     first = iam.get_role(RoleName=EXECUTION)["Role"]
@@ -123,7 +123,7 @@ def test_the_role_is_made_and_again_is_the_same(cloud, capsys):
     assert trust["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
 
 
-def test_a_role_that_is_somebody_elses_is_left_alone(cloud, capsys):
+def test_somebody_elses_role_is_not_changed(cloud, capsys):
     cloud.client("iam").create_role(RoleName=EXECUTION, AssumeRolePolicyDocument="{}")
     for words in (["--create"], ["--remove"]):
         run(*words, code=2)
@@ -132,14 +132,14 @@ def test_a_role_that_is_somebody_elses_is_left_alone(cloud, capsys):
 
 
 @pytest.mark.parametrize("call", ["CreateRole", "GetRole", "PutRolePolicy"])
-def test_what_is_interrupted_is_finished_by_the_next(cloud, call, capsys):
+def test_an_interrupted_command_is_completed_by_the_next(cloud, call, capsys):
     cloud.break_(f"iam:{call}", "interrupt", times=1)
     run("--create", code=130)
     run("--create")
     assert len(cloud.client("iam").list_roles()["Roles"]) == 3
 
 
-def test_roles_are_removed_and_again_is_the_same(cloud, capsys):
+def test_removing_the_roles_is_idempotent(cloud, capsys):
     run("--create")
     run("--remove")
     run("--remove")
@@ -147,7 +147,7 @@ def test_roles_are_removed_and_again_is_the_same(cloud, capsys):
     assert re.search("not found", capsys.readouterr().out)
 
 
-def test_a_role_is_found_where_it_is(cloud, tmp_path):
+def test_the_role_is_the_given_one_the_notebooks_or_the_projects(cloud, tmp_path):
     here, nowhere = tmp_path / "resource-metadata.json", tmp_path / "none"
     here.write_text(json.dumps({"ExecutionRoleArn": "arn:aws:iam::123456789012:role/studio"}))
     account = connect()

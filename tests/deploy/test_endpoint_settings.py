@@ -1,4 +1,4 @@
-"""The settings of a deployment: what each becomes in AWS's requests, and what is refused beforehand."""
+"""The settings of a deployment: their effect on AWS's requests, and which are rejected before one."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ OWN = f"123456789012.dkr.ecr.{aws.REGION}.amazonaws.com/mine:1"
 
 @pytest.fixture(scope="module")
 def account():
-    """An account in which nothing is asked."""
+    """An account to which no request is sent."""
     with pytest.MonkeyPatch.context() as patch, aws.account(patch):
         yield connect()
 
@@ -46,7 +46,7 @@ def variant(account, *words):
     return made(account, *words).config["ProductionVariants"][0]
 
 
-def test_the_least_that_is_asked_for(account):
+def test_the_defaults(account):
     model = made(account).model
     container = model["PrimaryContainer"]
     assert re.fullmatch(
@@ -58,7 +58,7 @@ def test_the_least_that_is_asked_for(account):
     assert "DataCaptureConfig" not in made(account).config
 
 
-def test_what_is_equal_has_one_name_and_what_differs_has_another(account):
+def test_equal_settings_have_one_name_and_different_ones_have_others(account):
     assert made(account, "--count", "2").name == made(account, "--count", "2").name
     assert made(account, "--count", "2").model == made(account).model
     words = (
@@ -84,21 +84,21 @@ def test_network_and_keys(account):
     assert one.tags["owner"] == "me"
 
 
-def test_answers_are_captured_and_pictures_only_when_told(account):
+def test_pictures_are_captured_only_with_all(account):
     for which, modes in (("outputs", ["Output"]), ("all", ["Input", "Output"])):
         capture = made(account, "--capture", which).config["DataCaptureConfig"]
         assert [one["CaptureMode"] for one in capture["CaptureOptions"]] == modes
         assert capture["DestinationS3Uri"] == "s3://bucket/pets/capture"
 
 
-def test_a_gpu_has_its_image_and_its_machine_image(account):
+def test_a_gpu_instance_has_its_image_and_its_ami(account):
     one = made(account, "--instance", "ml.g5.xlarge")
     assert one.model["PrimaryContainer"]["Image"].endswith("cuda-v1.4")
     assert one.config["ProductionVariants"][0]["InferenceAmiVersion"] == "al2-ami-sagemaker-inference-gpu-3-1"
     assert "InferenceAmiVersion" not in variant(account)
 
 
-def test_an_image_of_ones_own(account):
+def test_an_image_of_your_own(account):
     uri = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/mine:1"
     container = made(account, "--stack", uri).model["PrimaryContainer"]
     assert container["Image"] == uri
@@ -144,7 +144,7 @@ def test_an_image_of_ones_own(account):
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
-def test_what_aws_would_refuse_is_refused_here(account, words, says):
+def test_what_aws_would_reject_is_rejected_before_a_request(account, words, says):
     with pytest.raises(CommandError) as stop:
         made(account, *words)
     assert says in str(stop.value)
@@ -154,7 +154,7 @@ def test_what_aws_would_refuse_is_refused_here(account, words, says):
 @pytest.mark.parametrize(
     "words", ["--ttl soon", "--count 0", "--guard maybe", "--capture some", "--environment A"]
 )
-def test_what_is_no_value_is_an_error_of_usage(words, capsys):
+def test_an_invalid_value_is_a_usage_error(words, capsys):
     with pytest.raises(SystemExit) as end:
         parsed(*words.split())
     assert end.value.code == 2
@@ -162,7 +162,7 @@ def test_what_is_no_value_is_an_error_of_usage(words, capsys):
 
 
 @pytest.mark.parametrize("name", ["my_pets", "Pets", "-pets", "pets-", "p" * 41, ""])
-def test_a_project_must_be_a_name_that_sagemaker_takes(name):
+def test_a_project_name_that_sagemaker_rejects_is_rejected(name):
     with pytest.raises(CommandError, match="change `project`"):
         check_project(name)
     assert endpoint.main(["status", "--project", name]) == 2 if not name.startswith("-") else True
@@ -171,12 +171,12 @@ def test_a_project_must_be_a_name_that_sagemaker_takes(name):
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90m", 5400), ("4h", 14400), ("2 d", 172800), ("none", 0), ("False", 0)]
 )
-def test_times_are_read(text, seconds):
+def test_durations_are_parsed(text, seconds):
     assert settings.duration_seconds(text) == seconds
 
 
-def test_botocore_takes_every_request(account):
-    """A stubbed call would not: this is botocore's own validation, of all that the settings can ask for."""
+def test_botocore_accepts_every_request(account):
+    """By botocore's own validation, for everything that the settings can contain."""
     words = [
         "--subnets",
         "s",
@@ -243,6 +243,6 @@ def test_the_images_are_those_of_sagemaker_core():
     assert {key: f"{theirs['tag_prefix']}-{tag}" for key, tag in tags.items()} == catalogue.TABLE["tags"]
 
 
-def test_the_machine_image_is_one_that_aws_knows(account):
+def test_the_ami_is_one_that_botocore_knows(account):
     model = account("sagemaker").meta.service_model
     assert catalogue.TABLE["gpu_ami"] in model.shape_for("ProductionVariantInferenceAmiVersion").enum

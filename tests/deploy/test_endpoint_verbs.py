@@ -1,4 +1,4 @@
-"""status, logs, destroy and transform in detail, and that the deployer's policy allows what they all do."""
+"""status, logs, destroy and transform in detail; the deployer's policy allows every call of all verbs."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def cloud(monkeypatch):
 
 @pytest.fixture
 def pets(cloud, tmp_path, capsys):
-    """deploy/endpoint.py's verbs; what they said comes back."""
+    """deploy/endpoint.py's verbs; returns their output."""
     folder = tmp_path / "pets"
     build(folder)
     places = ["--archive", str(folder / "model.tar.gz"), "--out", str(folder / "uploaded.json")]
@@ -52,12 +52,12 @@ def pets(cloud, tmp_path, capsys):
 
 
 def flat(said: str) -> str:
-    """A table's words without its lines."""
+    """A table's text without its lines."""
     return " ".join(re.sub("[│\n]", " ", said).split())
 
 
 def alone(cloud, cache, *words) -> str:
-    """A verb in a process of its own, where prices are those of the repository; what it said."""
+    """A verb in a process of its own, with the repository's prices; returns its output."""
     command = [sys.executable, "deploy/endpoint.py", words[0], "--project=pets", *words[1:]]
     environment = os.environ | cloud.environment | {"XDG_CACHE_HOME": str(cache)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -76,7 +76,7 @@ def measure(cloud, name, *values, ago=5):
     cloud.client("cloudwatch").put_metric_data(Namespace="AWS/SageMaker", MetricData=data)
 
 
-def test_status_says_what_the_last_hour_was_like(cloud, pets):
+def test_status_shows_the_last_hour(cloud, pets):
     pets("deploy")
     assert json.loads(pets("status", "--json"))["last_hour"]["invocations"] is None
     assert "no requests" in pets("status")
@@ -94,7 +94,7 @@ def test_status_says_what_the_last_hour_was_like(cloud, pets):
     assert re.search("·{5,8}█·{4,5}  1 answered with 5xx", said)
 
 
-def test_a_terminal_without_such_characters_gets_others(cloud, pets):
+def test_an_ascii_terminal_gets_replacement_characters(cloud, pets):
     pets("deploy")
     measure(cloud, "Invocations", 1, ago=1)
     command = [sys.executable, "deploy/endpoint.py", "status", "--project=pets"]
@@ -104,7 +104,7 @@ def test_a_terminal_without_such_characters_gets_others(cloud, pets):
     assert "1 requests in 12 x 5 minutes" in done.stdout
 
 
-def test_an_hour_that_cannot_be_read_is_not_called_quiet(cloud, pets, monkeypatch):
+def test_an_hour_that_cannot_be_read_is_not_reported_as_without_requests(cloud, pets, monkeypatch):
     pets("deploy")
     cloud.break_("cloudwatch:GetMetricData", "denied")
     said = pets("status")
@@ -118,7 +118,7 @@ def test_an_hour_that_cannot_be_read_is_not_called_quiet(cloud, pets, monkeypatc
     assert "no requests" not in said
 
 
-def test_the_price_is_said_before_and_after_with_what_scaling_makes_of_it(cloud, pets, tmp_path):
+def test_deploy_and_status_print_the_price_and_its_range_with_autoscaling(cloud, pets, tmp_path):
     said = alone(cloud, tmp_path, "deploy", f"--build={pets.folder}", "--instance=ml.m5.large", "--max=4")
     assert re.search(r"1 x ml.m5.large in eu-west-1: \$0.\d+ an hour", said)
     low, high = re.search(r"autoscaling: 1 to 4 instances, \$([\d.]+) to \$([\d.]+) a month;", said).groups()
@@ -130,7 +130,7 @@ def test_the_price_is_said_before_and_after_with_what_scaling_makes_of_it(cloud,
     assert "about $0.00" in alone(cloud, tmp_path, "status")
 
 
-def test_where_the_price_is_unknown_there_is_a_way_to_it_and_a_guide(cloud, pets, tmp_path):
+def test_an_unknown_price_names_the_command_and_a_price_for_comparison(cloud, pets, tmp_path):
     said = alone(cloud, tmp_path, "deploy", f"--build={pets.folder}", "--max=4")
     assert "`invoke cost --refresh --region eu-west-1` reads AWS's list" in said
     assert re.search(r"for comparison, 1 x ml.c7i.large in us-east-1: \$0.107 an hour", said)
@@ -139,12 +139,12 @@ def test_where_the_price_is_unknown_there_is_a_way_to_it_and_a_guide(cloud, pets
     assert (facts["spent"], facts["spent_unknown"]) == (None, "the price is unknown")
 
 
-def test_what_serverless_has_cost_is_not_reckoned(cloud, pets):
+def test_the_cost_of_serverless_is_not_estimated(cloud, pets):
     pets("deploy", "--kind", "serverless")
     assert "not estimated: serverless is billed per request" in flat(pets("status"))
 
 
-def test_what_was_changed_is_not_reckoned_as_if_it_had_always_been_so(cloud, pets, tmp_path):
+def test_the_cost_of_an_updated_endpoint_is_not_estimated(cloud, pets, tmp_path):
     words = [f"--build={pets.folder}", "--instance=ml.m5.large"]
     alone(cloud, tmp_path, "deploy", *words)
     alone(cloud, tmp_path, "deploy", *words, "--count=2")
@@ -153,7 +153,7 @@ def test_what_was_changed_is_not_reckoned_as_if_it_had_always_been_so(cloud, pet
     )
 
 
-def test_one_project_that_may_not_be_seen_hides_no_other(cloud, pets, tmp_path):
+def test_status_all_continues_after_a_project_that_may_not_be_read(cloud, pets, tmp_path):
     pets("deploy")
     build(tmp_path / "cats")
     folder = str(tmp_path / "cats")
@@ -177,11 +177,11 @@ HOSTILE = "[/opt/ml] [red]x\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe"
 
 
 def is_harmless(said: str) -> bool:
-    """Nothing in it commands a terminal."""
+    """Whether it has no control characters."""
     return not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said)
 
 
-def test_a_reason_from_outside_is_shown_and_not_obeyed(cloud, pets):
+def test_control_characters_of_a_reason_are_escaped(cloud, pets):
     pets("deploy")
     cloud.moto.call("set_endpoint", name="pets", failure_reason=HOSTILE)
     said = pets("status")
@@ -199,18 +199,18 @@ def test_a_reason_from_outside_is_shown_and_not_obeyed(cloud, pets):
         ("aws-us-gov", "us-gov-west-1", "https://console.amazonaws-us-gov.com/"),
     ],
 )
-def test_the_console_is_that_of_the_partition(partition, region, host):
+def test_the_console_url_is_that_of_the_partition(partition, region, host):
     assert console_url(partition, region, "pets").startswith(host + f"sagemaker/home?region={region}#")
 
 
-def test_latencies_are_asked_as_percentiles_in_microseconds(cloud, pets):
+def test_latencies_are_percentiles_converted_from_microseconds(cloud, pets):
     cloud.percentiles = {"ModelLatency p50": 21_000.0, "ModelLatency p99": 48_500.0}
     pets("deploy")
     hour = json.loads(pets("status", "--json"))["last_hour"]
     assert (hour["model_p50_ms"], hour["model_p99_ms"], hour["overhead_p50_ms"]) == (21.0, 48.5, None)
 
 
-def test_status_says_age_end_scaling_and_leftovers(cloud, pets):
+def test_status_shows_age_scheduled_deletion_scaling_and_leftovers(cloud, pets):
     pets("deploy", "--ttl", "4h", "--max", "3", "--guard", "on")
     said = pets("status")
     assert re.search("deletion .* UTC, in 3:5\\d h", said)
@@ -224,13 +224,13 @@ def test_status_says_age_end_scaling_and_leftovers(cloud, pets):
     assert "left over" in said
 
 
-def test_an_endpoint_that_is_not_proven_is_not_called_live(cloud, pets):
+def test_an_endpoint_without_a_smoke_test_is_not_proven(cloud, pets):
     cloud.break_("sagemaker:InvokeEndpoint", "interrupt", times=1)
     pets("deploy", code=130)
     assert "InService, not proven" in pets("status", code=1)
 
 
-def test_what_may_not_be_seen_is_a_note(cloud, pets):
+def test_what_may_not_be_read_is_a_note(cloud, pets):
     pets("deploy")
     cloud.break_("scheduler:GetSchedule", "denied")
     said = flat(pets("status"))
@@ -249,7 +249,7 @@ def write(cloud, at, *lines, stream=STREAM):
     logs.put_log_events(**names, logStreamName=stream, logEvents=events)
 
 
-def test_the_instances_lines_are_merged_in_time(cloud, pets):
+def test_the_instances_lines_are_merged_by_time(cloud, pets):
     now = time.time()
     write(cloud, now - 60, "a1", "a2", "a3")
     write(cloud, now - 59.5, "b1", "b2", stream="AllTraffic/i-b")
@@ -272,11 +272,11 @@ def test_following_prints_each_new_line_once_until_ctrl_c(cloud, pets, tmp_path)
         write(cloud, time.time(), "second", stream="AllTraffic/i-b")
         assert "second" in process.stdout.readline()
         process.send_signal(2)
-        rest, said = process.communicate(timeout=30)
-    assert (process.returncode, rest, said) == (0, "", "the log of pets in eu-west-1; times are UTC\n")
+        remaining, notes = process.communicate(timeout=30)
+    assert (process.returncode, remaining, notes) == (0, "", "the log of pets in eu-west-1; times are UTC\n")
 
 
-def test_following_waits_for_the_first_line_and_over_what_passes(cloud, pets):
+def test_following_waits_for_the_first_line_and_retries_transient_errors(cloud, pets):
     command = [sys.executable, "deploy/endpoint.py", "logs", "--project=pets", "--follow"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = os.environ | cloud.environment | {"AWS_MAX_ATTEMPTS": "1"}
@@ -294,12 +294,12 @@ def test_following_waits_for_the_first_line_and_over_what_passes(cloud, pets):
     assert process.returncode == 0
 
 
-def test_following_ends_at_what_does_not_pass(cloud, pets):
+def test_following_stops_at_a_permanent_error(cloud, pets):
     cloud.break_("logs:FilterLogEvents", "expired")
     assert "log in again" in pets("logs", "--follow", code=3)
 
 
-def test_an_instance_keeps_its_name_in_its_other_streams(cloud, pets):
+def test_an_instance_has_one_name_in_all_its_streams(cloud, pets):
     write(cloud, time.time() - 60, "a")
     write(cloud, time.time() - 50, "b", stream=f"{STREAM}/data-log")
     said = pets("logs")
@@ -307,7 +307,7 @@ def test_an_instance_keeps_its_name_in_its_other_streams(cloud, pets):
     assert "data-log" not in said
 
 
-def test_a_log_is_shown_and_not_obeyed(cloud, pets):
+def test_control_characters_of_a_log_are_escaped(cloud, pets):
     write(cloud, time.time() - 60, f"\x1b[36mINFO\x1b[0m {HOSTILE}", "one\r\ntwo")
     said = pets("logs")
     assert "INFO [/opt/ml] [red]x\\x1b]0;owned\\x07\\x1b[2J\\x9b31m\\u202egpj.exe" in said
@@ -333,7 +333,7 @@ def test_destroying_asks_first(cloud, pets, answer, code):
     assert bool(cloud.left()) == bool(code)
 
 
-def test_without_a_terminal_nothing_is_destroyed_unasked(cloud, pets, monkeypatch):
+def test_without_a_terminal_destroy_needs_yes(cloud, pets, monkeypatch):
     pets("deploy")
     left = cloud.left()
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115
@@ -342,7 +342,7 @@ def test_without_a_terminal_nothing_is_destroyed_unasked(cloud, pets, monkeypatc
     assert cloud.left() == left
 
 
-def test_an_endpoint_that_is_being_made_is_waited_for(cloud, pets):
+def test_destroy_waits_for_an_endpoint_that_is_being_created(cloud, pets):
     cloud.looks = 5
     cloud.break_("sagemaker:CreateEndpoint", "interrupt", times=1)
     pets("deploy", code=130)
@@ -350,7 +350,7 @@ def test_an_endpoint_that_is_being_made_is_waited_for(cloud, pets):
     assert cloud.left() == []
 
 
-def test_other_peoples_objects_in_the_same_bucket_stay(cloud, pets):
+def test_other_objects_in_the_bucket_are_kept(cloud, pets):
     s3 = cloud.client("s3")
     for key in ("pets/mine.csv", "pets-2/0123456789ab/model.tar.gz", "pets/0123456789ab/notes.txt"):
         s3.put_object(Bucket=BUCKET, Key=key, Body=b"x")
@@ -391,12 +391,12 @@ def photos(cloud):
         ([f"s3://{BUCKET}/x", f"s3://{BUCKET}/y", "--instance", "ml.x"], "no instance type ml.x"),
     ],
 )
-def test_what_cannot_be_transformed_is_a_sentence(cloud, pets, words, says):
+def test_an_invalid_transform_is_a_sentence(cloud, pets, words, says):
     assert says in pets("transform", *words, code=2)
     assert cloud.left() == []
 
 
-def test_a_transform_that_fails_says_why(cloud, pets):
+def test_a_transform_that_fails_is_explained(cloud, pets):
     cloud.job_end = ("Failed", "ClientError: no image")
     said = pets("transform", *photos(cloud), code=1)
     assert "ended as Failed: ClientError: no image" in said
@@ -434,7 +434,7 @@ def allowed(policy: dict) -> set[str]:
     return {name for action in actions for name in ([action] if isinstance(action, str) else action)}
 
 
-def test_the_deployers_policy_allows_every_call_of_a_whole_life(cloud, pets, capsys):
+def test_the_deployers_policy_allows_every_call_of_every_verb(cloud, pets, capsys):
     pets("deploy", "--ttl", "4h", "--max", "2", "--guard", "on")
     pets("deploy", "--ttl", "none", "--count", "2", "--max", "2", "--guard", "on")
     pets("deploy", "--rollback", "--min", "1", "--max", "3")

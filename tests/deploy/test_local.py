@@ -1,4 +1,4 @@
-"""The local endpoint: SageMaker's face before both stacks, and nothing left behind."""
+"""The local endpoint: SageMaker's interface in front of both stacks, and no process left behind."""
 
 import http.server
 import json
@@ -23,7 +23,7 @@ from support import run, serving
 
 
 def session_of(pid: int) -> list[psutil.Process]:
-    """The processes of one session that still live."""
+    """The running processes of a session."""
     found = []
     for process in psutil.process_iter(["status"]):
         try:
@@ -35,13 +35,13 @@ def session_of(pid: int) -> list[psutil.Process]:
 
 
 def containers_of(process: subprocess.Popen) -> list[int]:
-    """The pids of local.py's children: each leads a session of its own."""
+    """The pids of local.py's children, each the leader of a session."""
     return [child.pid for child in psutil.Process(process.pid).children()]
 
 
 @pytest.fixture
 def runtime(endpoint):
-    """boto3's client, with nothing but the address changed."""
+    """boto3's client, with only its address changed."""
     return boto3.client(
         "sagemaker-runtime",
         endpoint_url=endpoint.url,
@@ -55,7 +55,7 @@ def a_picture(project: Path) -> bytes:
     return sorted((project / "train" / "pictures").iterdir())[0].read_bytes()
 
 
-def test_boto3_is_answered(endpoint, runtime):
+def test_boto3_gets_an_answer(endpoint, runtime):
     reply = runtime.invoke_endpoint(
         EndpointName="any",
         Body=a_picture(endpoint.project),
@@ -76,7 +76,7 @@ def test_boto3_raises_the_containers_error_as_sagemakers_model_error(runtime):
     assert reply["ResponseMetadata"]["HTTPStatusCode"] == 424
 
 
-def test_only_the_headers_that_sagemaker_passes_on_reach_the_container():
+def test_only_the_headers_that_sagemaker_forwards_reach_the_container():
     """A container that answers with the headers that it was sent."""
 
     class Echo(http.server.BaseHTTPRequestHandler):
@@ -106,9 +106,9 @@ def test_only_the_headers_that_sagemaker_passes_on_reach_the_container():
         reply = requests.post(url, b"x", headers=sent, timeout=10)
     echo.shutdown()
     echo.server_close()
-    arrived = reply.json()
-    assert (arrived["content-type"], arrived["x-amzn-sagemaker-custom-attributes"]) == ("image/png", "b=2")
-    assert not {"x-other", "cookie"} & set(arrived)
+    received = reply.json()
+    assert (received["content-type"], received["x-amzn-sagemaker-custom-attributes"]) == ("image/png", "b=2")
+    assert not {"x-other", "cookie"} & set(received)
     assert reply.headers["x-amzn-sagemaker-custom-attributes"] == "a=1"
     assert "x-other" not in reply.headers
 
@@ -126,9 +126,9 @@ def test_real_photographs_have_identical_answers_from_both_stacks(endpoint, ray_
 @pytest.mark.parametrize(
     "signs",
     [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGTERM, signal.SIGTERM]],
-    ids=["ctrl-c", "sigterm", "the terminal is closed", "impatience"],
+    ids=["ctrl-c", "sigterm", "closed terminal", "several signals"],
 )
-def test_however_it_is_ended_it_leaves_no_process(project, signs):
+def test_every_signal_stops_all_processes(project, signs):
     with serving(project, "plain") as endpoint:
         containers = containers_of(endpoint.process)
         for sign in signs:
@@ -139,26 +139,26 @@ def test_however_it_is_ended_it_leaves_no_process(project, signs):
     assert all(session_of(pid) == [] for pid in containers)
 
 
-def test_a_server_that_ends_by_itself_is_exit_3(project):
+def test_a_server_that_exits_by_itself_is_exit_code_3(project):
     with serving(project, "plain") as endpoint:
         (container,) = containers_of(endpoint.process)
         os.kill(container, signal.SIGKILL)
         assert endpoint.process.wait(30) == 3
 
 
-def test_ray_leaves_no_process_either(project):
+def test_ctrl_c_stops_all_processes_of_ray(project):
     with serving(project, "ray") as endpoint:
         (container,) = containers_of(endpoint.process)
         assert len(session_of(container)) > 5
     assert session_of(container) == []
 
 
-def test_the_model_folder_stays_what_was_packaged(endpoint):
+def test_the_model_folder_is_not_changed(endpoint):
     assert not list((endpoint.project / "model").rglob("__pycache__"))
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])
-def test_with_a_command_it_serves_until_that_ends_and_has_its_exit_code(project, code):
+def test_with_a_command_it_serves_until_that_exits_and_has_its_exit_code(project, code):
     program = f"import os, sys; print(os.environ['AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME']); sys.exit({code})"
     done = run(
         "deploy/local.py", "--model", project / "model", "--port", 0, sys.executable, "-c", program, code=code
