@@ -21,12 +21,11 @@ INSTANCES = {"InstanceType": "ml.m5.large", "InitialInstanceCount": 2, "VolumeSi
 @pytest.fixture
 def aws(monkeypatch, tmp_path):
     """An empty account, and the environment that leads to it."""
-    moto = moto_process.shared()
-    moto.reset()
-    server = moto.url
-    for key, value in (KEYS | {"AWS_ENDPOINT_URL": server, "XDG_CACHE_HOME": str(tmp_path)}).items():
+    moto = moto_process.empty().fork()
+    for key, value in (KEYS | {"AWS_ENDPOINT_URL": moto.url, "XDG_CACHE_HOME": str(tmp_path)}).items():
         monkeypatch.setenv(key, value)
-    return server
+    yield moto.url
+    moto.close()
 
 
 def deploy(name: str, project: str | None = "pets", **variant: object) -> None:

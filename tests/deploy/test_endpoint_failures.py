@@ -39,7 +39,7 @@ def pets(cloud, tmp_path, capsys):
         assert done == code, said.out + said.err
         return said.out + said.err
 
-    assert role.main(["--project", "pets", "--create"]) == 0
+    aws.prepare(cloud, "role", lambda: role.main(["--project", "pets", "--create"]), folder)
     pets.folder = folder
     return pets
 

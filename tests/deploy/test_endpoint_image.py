@@ -63,7 +63,7 @@ def builder(cloud, shell, tmp_path, monkeypatch):
     codebuild = CodeBuild(cloud, tmp_path, shell.tools)
     for call, answer in codebuild.answers.items():
         monkeypatch.setitem(fake_aws_answers.ANSWERS, call, answer)
-    assert role.main(["--project", "pets", "--create"]) == 0
+    aws.prepare(cloud, "role", lambda: role.main(["--project", "pets", "--create"]), tmp_path / "pets")
     yield codebuild
     codebuild.end()
 

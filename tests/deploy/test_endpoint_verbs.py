@@ -45,8 +45,11 @@ def pets(cloud, tmp_path, capsys):
         assert done == code, said.out + said.err
         return said.out + said.err
 
-    assert role.main(["--project", "pets", "--create"]) == 0
-    assert upload.main([*places, "--project", "pets"]) == 0
+    def package():
+        assert role.main(["--project", "pets", "--create"]) == 0
+        assert upload.main([*places, "--project", "pets"]) == 0
+
+    aws.prepare(cloud, "role and archive", package, folder)
     pets.folder = folder
     return pets
 

@@ -3,6 +3,7 @@
 It notes every call by AWS's own name, and can break any of them, once or always: see FAULTS.
 """
 
+import copy
 import io
 import json
 import os
@@ -13,23 +14,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import boto3
-import botocore.session
 from botocore.retries.standard import ExponentialBackoff
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
+import fast_boto3
 import moto_process
 from aws import client, pricing, wait
 from aws_protocol import name_of, refusal
 from fake_aws_answers import ANSWERS, REGION, Problem
 from lifecycle import smoke_test
+from moto_process import KEYS
 
-KEY = "test"
-OWN = f"Credential={KEY}/"
-SESSION = boto3.Session()
-MODELS = SESSION._session.get_component("data_loader")  # reading them is most of what a new client takes
+OWN = f"Credential={KEYS['aws_access_key_id']}/"
 FAULTS = {  # what a broken call answers: status, AWS's code, message
     "throttle": (400, "ThrottlingException", "Rate exceeded"),
     "500": (500, "InternalFailure", "We encountered an internal error. Please try again."),
@@ -83,9 +83,10 @@ class Cloud:
 
     def client(self, service: str, region: str = REGION):
         """A boto3 client of the test's own, whose calls are neither noted nor broken."""
-        keys = {"aws_access_key_id": KEY, "aws_secret_access_key": "test"}
         if (service, region) not in self.clients:
-            self.clients[service, region] = SESSION.client(service, region, endpoint_url=self.url, **keys)
+            self.clients[service, region] = fast_boto3.SESSION.client(
+                service, region, endpoint_url=self.url, **KEYS
+            )
         return self.clients[service, region]
 
     def fate(self, config: str) -> tuple[str, str] | None:
@@ -165,11 +166,45 @@ class Cloud:
         return reply
 
 
+@dataclass
+class Snapshot:
+    """An account as a preparation left it, with the files that this wrote."""
+
+    moto: moto_process.Moto
+    state: dict[str, Any]
+    files: dict[Path, bytes]
+
+
+SNAPSHOTS: dict[str, Snapshot] = {}
+STATE = ("calls", "fates", "job_end", "moving", "updates")
+
+
+def prepare(cloud: Cloud, name: str, make: Callable[[], object], folder: Path) -> None:
+    """Bring an empty account and a project's folder to where `make` brings them.
+
+    It runs once in this process. Whoever gives the same name later gets a copy of the result.
+    """
+    assert not cloud.calls
+    if name not in SNAPSHOTS:
+        make()
+        state = {key: copy.deepcopy(getattr(cloud, key)) for key in STATE}
+        files = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        SNAPSHOTS[name] = Snapshot(cloud.moto.fork(), state, files)
+        return
+    snapshot = SNAPSHOTS[name]
+    cloud.moto.close()
+    cloud.moto = snapshot.moto.fork()
+    for key, value in snapshot.state.items():
+        setattr(cloud, key, copy.deepcopy(value))
+    for file, content in snapshot.files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(content)
+
+
 @contextmanager
 def running() -> Iterator[Cloud]:
     """An empty account, until the block ends."""
-    cloud = Cloud(moto_process.shared())
-    cloud.moto.reset()
+    cloud = Cloud(moto_process.empty().fork())
     server = make_server("127.0.0.1", 0, cloud, threaded=True, request_handler=Quiet)
     cloud.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -180,6 +215,7 @@ def running() -> Iterator[Cloud]:
         server.shutdown()
         server.server_close()
         thread.join()
+        cloud.moto.close()
 
 
 class Quiet(WSGIRequestHandler):
@@ -209,7 +245,7 @@ def account(monkeypatch) -> Iterator[Cloud]:
         for key, value in cloud.environment.items():
             monkeypatch.setenv(key, value)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
-        monkeypatch.setattr(botocore.session, "create_loader", lambda *_: MODELS)
+        fast_boto3.install(monkeypatch)
         monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
         monkeypatch.setattr(wait, "PAUSES", (0.01,))
         monkeypatch.setattr(smoke_test, "PAUSE", 0.01)
@@ -218,9 +254,11 @@ def account(monkeypatch) -> Iterator[Cloud]:
         signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         handlers = {sign: signal.getsignal(sign) for sign in signs}
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
-        yield cloud
-        for sign, handler in handlers.items():
-            signal.signal(sign, handler)
+        try:
+            yield cloud
+        finally:
+            for sign, handler in handlers.items():
+                signal.signal(sign, handler)
 
 
 def build(folder, archive: bytes = b"one") -> None:

@@ -1,13 +1,15 @@
-"""moto in a process of its own, one for each test process: started once, emptied between tests.
+"""moto in processes of its own: each test process starts one, and forks it for each account that it needs.
 
 moto is not imported by the tests: its threads beside torch's ended in a segmentation fault once.
 """
 
 import atexit
+import contextlib
 import functools
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -17,33 +19,44 @@ from typing import Any
 
 from werkzeug.wrappers import Request, Response
 
+from fast_boto3 import SESSION
+
 HEADERS = "fake_aws.headers"  # the request's headers as they were sent, in the WSGI environ
 HOP_BY_HOP = {"connection", "content-length", "date", "expect", "server", "transfer-encoding"}
 SECONDS = 60
+REGION = "eu-west-1"
+KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+FIRST_CALLS: dict[
+    str, tuple[str, dict[str, str]]
+] = {  # moto loads a service at its first call: before it is forked
+    "application-autoscaling": ("describe_scalable_targets", {"ServiceNamespace": "sagemaker"}),
+    "cloudwatch": ("describe_alarms", {}),
+    "codebuild": ("list_projects", {}),
+    "ecr": ("describe_repositories", {}),
+    "iam": ("list_roles", {}),
+    "logs": ("describe_log_groups", {}),
+    "s3": ("list_buckets", {}),
+    "sagemaker": ("list_endpoints", {}),
+    "scheduler": ("list_schedules", {}),
+    "sts": ("get_caller_identity", {}),
+}
 
 
 class Moto:
-    """The process's address, as a WSGI application that hands requests on to it."""
+    """An account in a process of its own, as a WSGI application that hands requests on to it."""
 
-    def __init__(self) -> None:
-        script = Path(__file__).with_name("moto_server.py")
-        # Our own stdin and AWS settings are not moto's: its end of the pipe tells it that we are gone.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen([sys.executable, script], env=environment, **pipes)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-        self.url = f"http://127.0.0.1:{self.port}"
-        atexit.register(self.close)
+    def __init__(self, port: int, process: int) -> None:
+        self.port, self.process = port, process
+        self.url = f"http://127.0.0.1:{port}"
+
+    def fork(self) -> "Moto":
+        """Another process, whose account has the same contents."""
+        return Moto(**self.call("fork"))
 
     def close(self) -> None:
         """End the process."""
-        self.process.kill()
-        self.process.communicate()
-
-    def reset(self) -> None:
-        """Empty the account."""
-        self.send("POST", "/moto-api/reset")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process, signal.SIGKILL)
 
     def send(
         self, method: str, target: str, body: bytes = b"", headers: Iterable[tuple[str, str]] = ()
@@ -85,14 +98,22 @@ class Moto:
 
 
 @functools.cache
-def _started(process: int) -> Moto:
-    return Moto()
-
-
-def shared() -> Moto:
-    """This process's moto, with whatever is in it; started again if it died."""
-    moto = _started(os.getpid())
-    if moto.process.poll() is not None:
-        _started.cache_clear()
-        moto = _started(os.getpid())
+def empty() -> Moto:
+    """An empty account: the process that all others are forked from."""
+    script = Path(__file__).with_name("moto_server.py")
+    # The AWS settings of whoever runs the tests are not moto's; its end of the pipe says when we are gone.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, script], env=environment, **pipes)
+    atexit.register(end, process)
+    assert process.stdout is not None
+    moto = Moto(int(process.stdout.readline()), process.pid)
+    for service, (operation, request) in FIRST_CALLS.items():  # so that no fork has to load it again
+        getattr(SESSION.client(service, REGION, endpoint_url=moto.url, **KEYS), operation)(**request)
     return moto
+
+
+def end(process: subprocess.Popen) -> None:
+    """End the first process and, as they read the same stdin, all others."""
+    process.kill()
+    process.communicate()

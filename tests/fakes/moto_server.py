@@ -1,14 +1,19 @@
 """A process that runs moto, the library that imitates AWS's API: `python moto_server.py` prints its port.
 
-It ends when its stdin is closed, so that it never outlives the tests that started it, even if they are
-killed. `POST /fake-aws/<function>` calls a function of FUNCTIONS with a JSON object: what fake_aws_answers.py
-reads and changes of moto's own state. moto's own `/moto-api/reset` empties the account.
+`POST /fake-aws/<function>` calls a function of FUNCTIONS with a JSON object: what fake_aws_answers.py reads
+and changes of moto's own state. `POST /fake-aws/fork` makes another such process whose account has the same
+contents. Requests are answered one after another, because moto locks nothing and a process with threads
+cannot be forked safely. All these processes end when stdin is closed, so that they never outlive the tests
+that started them, even if those are killed.
 """
 
+import gc
 import json
 import os
-import sys
+import signal
+import socket
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,7 +24,7 @@ from moto.core.models import DEFAULT_ACCOUNT_ID as ACCOUNT
 from moto.ecr.models import ecr_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from moto.sagemaker.models import FakeEndpointConfig, sagemaker_backends
-from werkzeug.serving import make_server
+from werkzeug.serving import BaseWSGIServer, make_server
 from werkzeug.wrappers import Request, Response
 
 PREFIX = "/fake-aws/"
@@ -100,23 +105,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def application() -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """WSGI: moto, with what this file adds."""
-    FakeEndpointConfig.validate_instance_type = lambda *_: None  # moto's list of types is old
-    services = frozenset(moto.backends.list_of_moto_modules())  # moto lists its folder at every request
-    moto.backends.list_of_moto_modules = lambda: services
-    aws = DomainDispatcherApplication(create_backend_app)
-
-    def serve(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        if not environ["PATH_INFO"].startswith(PREFIX):
-            return aws(environ, start_response)
-        function = FUNCTIONS[environ["PATH_INFO"].removeprefix(PREFIX)]
-        given = json.loads(Request(environ).get_data())
-        return Response(json.dumps(function(**given)))(environ, start_response)
-
-    return serve
-
-
 class Handler(MotoRequestHandler):
     """Without a line per request."""
 
@@ -124,18 +112,65 @@ class Handler(MotoRequestHandler):
         pass
 
 
+class Account:
+    """WSGI: moto, with what this file adds."""
+
+    def __init__(self) -> None:
+        FakeEndpointConfig.validate_instance_type = lambda *_: None  # moto's list of types is old
+        services = frozenset(moto.backends.list_of_moto_modules())  # moto lists its folder at every request
+        moto.backends.list_of_moto_modules = lambda: services
+        self.aws = DomainDispatcherApplication(create_backend_app)
+        self.server = self.listen()
+
+    def listen(self) -> BaseWSGIServer:
+        """A server on a free port."""
+        return make_server("127.0.0.1", 0, self, request_handler=Handler)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """The response to one request."""
+        name = environ["PATH_INFO"]
+        if not name.startswith(PREFIX):
+            return self.aws(environ, start_response)
+        if name == f"{PREFIX}fork":
+            reply = self.fork(environ["werkzeug.socket"])
+        else:
+            reply = FUNCTIONS[name.removeprefix(PREFIX)](**json.loads(Request(environ).get_data()))
+        return Response(json.dumps(reply))(environ, start_response)
+
+    def fork(self, connection: socket.socket) -> dict[str, int]:
+        """Another process with this account's contents: its port and process id."""
+        server = self.listen()
+        gc.freeze()  # memory that garbage collection leaves alone stays shared
+        process = os.fork()
+        if process:
+            server.server_close()
+            return {"port": server.server_port, "process": process}
+        os.close(connection.detach())
+        self.server.server_close()
+        self.server = server
+        self.serve()  # for ever
+        raise AssertionError
+
+    def serve(self) -> None:
+        """Answer requests, for ever."""
+        threading.Thread(target=exit_with_parent, daemon=True).start()
+        self.server.serve_forever()
+
+
 def exit_with_parent() -> None:
     """End this process when stdin is closed, which also happens when the parent is killed."""
-    sys.stdin.read()
+    os.read(0, 1)
     os._exit(0)
 
 
 def main() -> None:
     """Serve until stdin is closed."""
-    threading.Thread(target=exit_with_parent, daemon=True).start()
-    server = make_server("127.0.0.1", 0, application(), threaded=True, request_handler=Handler)
-    print(server.server_port, flush=True)
-    server.serve_forever()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the tests
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forked processes
+    warnings.simplefilter("ignore", DeprecationWarning)  # the other thread only reads stdin: forking is safe
+    account = Account()
+    print(account.server.server_port, flush=True)
+    account.serve()
 
 
 if __name__ == "__main__":
