@@ -5,6 +5,7 @@
 PYTHON ?= python3
 CONFIG :=
 ARGS :=
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.complete
 UV := uv==0.13.9
@@ -26,8 +27,8 @@ help: ## List every verb
 setup: $(STAMP) ## Make .venv with everything in requirements.lock (once; about 8 GB on Linux)
 	@echo "set up: try 'make test-local', or 'source .venv/bin/activate' and 'invoke --list'"
 
-test: $(STAMP) ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run the tests, in as many processes as WORKERS says
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-local: CONFIG = config/local.yaml
 test-local: $(STAMP) ## Train, package, serve and ask, all on this machine

@@ -10,30 +10,22 @@ import requests
 from test_cost import run
 
 import actual
+import moto_process
 
-moto_server = pytest.importorskip("moto.server")
 REGION = "us-east-1"
 ROLE = "arn:aws:iam::123456789012:role/any"
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": REGION}
 INSTANCES = {"InstanceType": "ml.m5.large", "InitialInstanceCount": 2, "VolumeSizeInGB": 10}
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def aws(server, monkeypatch, tmp_path):
+def aws(monkeypatch, tmp_path):
     """An empty account, and the environment that leads to it."""
-    requests.post(f"{server}/moto-api/reset", timeout=10)
-    for key, value in (KEYS | {"AWS_ENDPOINT_URL": server, "XDG_CACHE_HOME": str(tmp_path)}).items():
+    moto = moto_process.empty().fork()
+    for key, value in (KEYS | {"AWS_ENDPOINT_URL": moto.url, "XDG_CACHE_HOME": str(tmp_path)}).items():
         monkeypatch.setenv(key, value)
-    return server
+    yield moto.url
+    moto.close()
 
 
 def deploy(name: str, project: str | None = "pets", **variant: object) -> None:

@@ -19,7 +19,10 @@ def cloud(monkeypatch):
 
 @pytest.fixture
 def pets(cloud, tmp_path, capsys):
-    """deploy/endpoint.py's verbs, after `role --create`; deploy and transform upload first."""
+    """deploy/endpoint.py's verbs, after the roles were created and the archive was uploaded.
+
+    `deploy` uploads the archive first, as `invoke deploy` does. Returns the output.
+    """
     folder = tmp_path / "pets"
     build(folder)
     paths = ["--archive", str(folder / "model.tar.gz"), "--out", str(folder / "uploaded.json")]
@@ -28,7 +31,7 @@ def pets(cloud, tmp_path, capsys):
         assert upload.main([*paths, "--project", "pets"]) == 0
 
     def pets(verb, *words, code=0):
-        if verb in ("deploy", "transform"):
+        if verb == "deploy":
             upload_archive()
         capsys.readouterr()
         done = endpoint.main([verb, "--project", "pets", "--build", str(folder), *words])
@@ -37,6 +40,10 @@ def pets(cloud, tmp_path, capsys):
         assert "Traceback" not in said.err
         return said.out + said.err
 
-    assert role.main(["--project", "pets", "--create"]) == 0
-    pets.folder, pets.upload = folder, upload_archive
+    def package():
+        assert role.main(["--project", "pets", "--create"]) == 0
+        upload_archive()
+
+    aws.prepare(cloud, "role and archive", package, folder)
+    pets.folder = folder
     return pets

@@ -18,7 +18,7 @@ import upload
 from aws import pricing
 from aws.names import console_url
 from fake_aws import build
-from fake_aws_answers import ANSWERS, backend
+from fake_aws_answers import ANSWERS
 from support import ROOT
 
 BUCKET = f"sagemaker-{aws.REGION}-123456789012"
@@ -155,7 +155,7 @@ def is_harmless(said: str) -> bool:
 
 def test_control_characters_of_a_reason_are_escaped(cloud, pets):
     pets("deploy")
-    backend().endpoints["pets"].failure_reason = HOSTILE
+    cloud.moto.call("set_endpoint", name="pets", failure_reason=HOSTILE)
     said = pets("status")
     assert "[/opt/ml] [red]x\\x1b]0;owned\\x07\\x1b[2J\\x9b31m\\u202egpj.exe" in re.sub(
         "[│\\s]", "", said
@@ -323,7 +323,6 @@ def test_destroy_waits_for_an_endpoint_that_is_being_created(cloud, pets):
 
 
 def test_other_objects_in_the_bucket_are_kept(cloud, pets):
-    pets.upload()
     s3 = cloud.client("s3")
     for key in ("pets/mine.csv", "pets-2/0123456789ab/model.tar.gz", "pets/0123456789ab/notes.txt"):
         s3.put_object(Bucket=BUCKET, Key=key, Body=b"x")
@@ -336,7 +335,6 @@ def test_other_objects_in_the_bucket_are_kept(cloud, pets):
 
 
 def test_every_version_of_an_archive_is_removed(cloud, pets):
-    pets.upload()
     s3 = cloud.client("s3")
     s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
     (key,) = (one.removeprefix(f"s3://{BUCKET}/") for one in cloud.objects())
@@ -371,14 +369,12 @@ def test_an_invalid_transform_is_a_sentence(cloud, pets, words, says):
 
 
 def test_a_transform_that_fails_is_explained(cloud, pets):
-    pets.upload()
     cloud.job_end = ("Failed", "ClientError: no image")
     said = pets("transform", *photos(cloud), code=1)
     assert "ended as Failed: ClientError: no image" in said
 
 
 def test_an_interrupted_transform_is_found_again_and_destroy_stops_it(cloud, pets):
-    pets.upload()
     cloud.job_end = ("InProgress", "")
     cloud.break_("sagemaker:DescribeTransformJob", "interrupt", times=1)
     places = photos(cloud)
