@@ -8,6 +8,7 @@
 PYTHON ?= python3
 CONFIG :=
 ARGS :=
+WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.complete
 UV := uv==0.13.9
@@ -41,8 +42,8 @@ setup: $(STAMP) ## Make .venv with everything in requirements.lock (once; about 
 	@grep -qsF "$(CURDIR)/.venv" $(BIN)/activate || test -L .venv || echo "note: this folder was moved:" \
 		"make works; for 'invoke' by name, remove .venv and repeat 'make setup'"
 
-test: $(STAMP) ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## Run the tests, in as many processes as WORKERS says
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-local: CONFIG = config/local.yaml
 test-local: $(STAMP) ## Train, package, serve and query, all on this machine

@@ -1,15 +1,22 @@
 """What several test files use: scripts as commands, Invoke tasks, endpoints on this machine."""
 
+import hashlib
 import os
+import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = r"^(.+)_\d+\.\w+$"
@@ -21,11 +28,11 @@ class Endpoint:
 
     url: str
     project: Path
-    process: subprocess.Popen
+    process: subprocess.Popen[str]
 
 
-def run(script: str, *words: object, code: int = 0, **options: object) -> subprocess.CompletedProcess:
-    """Run one of the project's scripts from its root, and insist on its exit code."""
+def run(script: str, *words: object, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run one of the project's scripts in its root folder; the exit code must be `code`."""
     command = [sys.executable, script, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
     assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
@@ -35,16 +42,17 @@ def run(script: str, *words: object, code: int = 0, **options: object) -> subpro
 
 @contextmanager
 def serving(project: Path, stack: str, model: Path | None = None, *more: str) -> Iterator[Endpoint]:
-    """deploy/local.py on a free port, until the block ends; then Ctrl-C."""
+    """deploy/local.py on a free port, stopped by SIGINT when the block ends."""
     options = {"model": model or project / "model", "port": 0, "stack": stack}
     words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
     command = [sys.executable, "deploy/local.py", *words, *more]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
     try:
-        said = []  # Docker tells of what it builds, first
-        while not (address := re.search(r"answers at (http://\S+)", said[-1] if said else "")):
-            said.append(process.stdout.readline())
-            assert said[-1], "".join(said)
+        output: list[str] = []  # Docker's build comes first
+        while not (address := re.search(r"answers at (http://\S+)", output[-1] if output else "")):
+            output.append(process.stdout.readline())
+            assert output[-1], "".join(output)
         yield Endpoint(address[1], project, process)
     finally:
         process.send_signal(signal.SIGINT)
@@ -59,14 +67,14 @@ INVOKE = (
 )  # not bin/invoke, whose first line is wrong in a folder that was moved
 
 
-def invoke(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+def invoke(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Invoke; any exit code."""
     command = [*INVOKE, *words]
     env = os.environ | environment
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, check=False)
 
 
-def said(*words: str, **options: object) -> list[list[str]]:
+def said(*words: str, **options: Any) -> list[list[str]]:
     """The commands that `invoke --dry ...` prints, as words, without the interpreter."""
     done = invoke("--dry", *words, **options)
     assert done.returncode == 0, done.stderr
@@ -76,3 +84,47 @@ def said(*words: str, **options: object) -> list[list[str]]:
 def value(command: list[str], flag: str) -> str:
     """What a command gives a flag as --flag=value."""
     return next(word.removeprefix(f"{flag}=") for word in command if word.startswith(f"{flag}="))
+
+
+def content_hash(*parts: object) -> str:
+    """A hash of files and folders (as Path, all that is in them) and of other facts (as text)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        files = [part] if isinstance(part, Path) and part.is_file() else []
+        if isinstance(part, Path) and part.is_dir():
+            files = sorted(
+                file for file in part.rglob("*") if file.is_file() and "__pycache__" not in file.parts
+            )
+        for file in files:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
+        if not isinstance(part, Path):
+            digest.update(f"{part}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def machine() -> list[str]:
+    """What a packaged model depends on: Python, the processor's abilities, and what they are said to be."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    abilities = sorted(
+        {line for line in lines if line.lower().startswith(("flags", "features", "model name"))}
+    )
+    gpu = str(Path("/dev/nvidiactl").exists())
+    return [sys.version, platform.platform(), *abilities, gpu, os.environ.get("SERVE_MODES", "")]
+
+
+def cached(folder: Path, name: str, key: str, make: Callable[[Path], object], copy: Path) -> Path:
+    """A copy of what `make(path)` puts into the folder `path`, which is kept in `folder` under `key`.
+
+    One process makes it while others wait; a failure leaves nothing; what had another key is removed.
+    """
+    kept = folder / f"{name}-{key}"
+    with FileLock(folder / f"{name}.lock"):
+        if not kept.exists():
+            for old in folder.glob(f"{name}-*"):
+                shutil.rmtree(old)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}-") as unfinished:
+                make(Path(unfinished) / name)
+                (Path(unfinished) / name).rename(kept)
+        shutil.copytree(kept, copy)
+    return copy

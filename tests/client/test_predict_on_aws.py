@@ -52,13 +52,13 @@ class Later:
 
     def __call__(self, cloud, request, given):
         name = request.path.split("/")[2]
-        if name not in fake_aws_answers.backend().endpoints:
+        there = cloud.moto.sagemaker()
+        if name not in there.endpoints:
             return fake_aws_answers.Problem(
                 f"Endpoint {name} of account {fake_aws_answers.ACCOUNT} not found."
             )
-        endpoint = fake_aws_answers.backend().endpoints[name]
-        config = fake_aws_answers.backend().endpoint_configs[endpoint.endpoint_config_name]
-        config = config.async_inference_config["OutputConfig"]
+        endpoint = there.endpoints[name]
+        config = there.configs[endpoint.endpoint_config_name].async_inference_config["OutputConfig"]
         locations = {"Output": config["S3OutputPath"], "Failure": config["S3FailurePath"]}
         locations = {key: f"{uri}/{len(self.requests)}.out" for key, uri in locations.items()}
         body = request.get_data()

@@ -1,9 +1,6 @@
 """The endpoints in an account: boto3 sends its requests over HTTP to moto's server in place of AWS."""
 
 import re
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,9 +11,9 @@ import pytest
 import requests
 
 import actual
+import moto_process
 from support import ROOT
 
-pytest.importorskip("moto")
 REGION = "us-east-1"
 ROLE = "arn:aws:iam::123456789012:role/any"
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": REGION}
@@ -25,32 +22,16 @@ MODELS = botocore.session.Session().get_component("data_loader")
 CREATED = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def server():
-    """moto in a process of its own, on a port that the system chooses; its address."""
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr
-        for line in process.stderr:
-            if address := re.search(r"Running on (http://\S+)", line):
-                break
-        else:
-            pytest.fail("moto's server did not start")
-        # It logs every request: without a reader the pipe would fill and stop the server.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield address[1]
-        process.kill()
-
-
 @pytest.fixture
-def aws(server, monkeypatch):
+def aws(monkeypatch, tmp_path):
     """An empty account, and the environment to use it."""
-    requests.post(f"{server}/moto-api/reset", timeout=10)
+    moto = moto_process.empty().fork()
     # Reading AWS's service models takes most of the time of a new client: read them once.
     monkeypatch.setattr(botocore.session, "create_loader", lambda *_: MODELS)
-    for key, value in (KEYS | {"AWS_ENDPOINT_URL": server}).items():
+    for key, value in (KEYS | {"AWS_ENDPOINT_URL": moto.url, "XDG_CACHE_HOME": str(tmp_path)}).items():
         monkeypatch.setenv(key, value)
-    return server
+    yield moto.url
+    moto.close()
 
 
 @pytest.fixture

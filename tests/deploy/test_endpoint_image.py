@@ -10,7 +10,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from moto.ecr.models import ecr_backends
 from test_endpoint_verbs import ACTIONS, allowed
 from werkzeug.wrappers import Response
 
@@ -64,7 +63,7 @@ def builder(cloud, shell, tmp_path, monkeypatch):
     codebuild = CodeBuild(cloud, tmp_path, shell.tools)
     for call, answer in codebuild.answers.items():
         monkeypatch.setitem(fake_aws_answers.ANSWERS, call, answer)
-    assert role.main(["--project", "pets", "--create"]) == 0
+    aws.prepare(cloud, "role", lambda: role.main(["--project", "pets", "--create"]), tmp_path / "pets")
     yield codebuild
     codebuild.end()
 
@@ -277,7 +276,7 @@ def findings(cloud, *severities, status="COMPLETE", enhanced=False):
         "imageScanStatus": {"status": status, "description": "as the test wants it"},
         "imageScanFindings": {key: rows, "findingSeverityCounts": many},
     }
-    ecr_backends["123456789012"][aws.REGION].scan_finding_results.append(result)
+    cloud.moto.call("add_scan_result", result=result)
 
 
 @pytest.mark.parametrize("enhanced", [False, True], ids=["of ECR's own", "of Inspector's"])

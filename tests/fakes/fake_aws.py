@@ -3,6 +3,7 @@
 It notes every call by AWS's own name, and can break any of them, once or always: see FAULTS.
 """
 
+import copy
 import io
 import json
 import os
@@ -13,24 +14,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import boto3
-import botocore.session
 from botocore.retries.standard import ExponentialBackoff
-from moto.moto_api._internal.models import moto_api_backend
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
+from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
+import fast_boto3
+import moto_process
 from aws import client, pricing, wait
 from aws_protocol import name_of, refusal
 from fake_aws_answers import ANSWERS, REGION, Problem
 from lifecycle import smoke_test
+from moto_process import KEYS
 
-KEY = "test"
-OWN = f"Credential={KEY}/"
-SESSION = boto3.Session()
-MODELS = SESSION._session.get_component("data_loader")  # reading them is most of what a new client takes
+OWN = f"Credential={KEYS['aws_access_key_id']}/"
 FAULTS = {  # what a broken call answers: status, AWS's code, message
     "throttle": (400, "ThrottlingException", "Rate exceeded"),
     "500": (500, "InternalFailure", "We encountered an internal error. Please try again."),
@@ -54,8 +53,8 @@ class Fault:
 class Cloud:
     """An account. `answer(endpoint, headers, body)` is what its containers say: a status and bytes."""
 
+    moto: moto_process.Moto
     url: str = ""
-    moto: Callable | None = None
     calls: Counter = field(default_factory=Counter)
     broken: Counter = field(default_factory=Counter)  # (call, kind of fault)
     faults: list[Fault] = field(default_factory=list)
@@ -84,9 +83,10 @@ class Cloud:
 
     def client(self, service: str, region: str = REGION):
         """A boto3 client of the test's own, whose calls are neither noted nor broken."""
-        keys = {"aws_access_key_id": KEY, "aws_secret_access_key": "test"}
         if (service, region) not in self.clients:
-            self.clients[service, region] = SESSION.client(service, region, endpoint_url=self.url, **keys)
+            self.clients[service, region] = fast_boto3.SESSION.client(
+                service, region, endpoint_url=self.url, **KEYS
+            )
         return self.clients[service, region]
 
     def fate(self, config: str) -> tuple[str, str] | None:
@@ -146,9 +146,9 @@ class Cloud:
             fault = self.fault_of(call)
         if fault and fault.kind in FAULTS:
             return refusal(request, call, *FAULTS[fault.kind])(environ, start_response)
-        if fault and fault.kind == "interrupt":
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         reply = self.stand_in(request, call, body) or Response.from_app(self.moto, environ)
+        if fault and fault.kind == "interrupt":  # once AWS has done the work, so that no test races with it
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         if fault and fault.kind == "cut":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return reply(environ, start_response)
@@ -166,10 +166,45 @@ class Cloud:
         return reply
 
 
+@dataclass
+class Snapshot:
+    """An account as a preparation left it, with the files that this wrote."""
+
+    moto: moto_process.Moto
+    state: dict[str, Any]
+    files: dict[Path, bytes]
+
+
+SNAPSHOTS: dict[str, Snapshot] = {}
+STATE = ("calls", "fates", "job_end", "moving", "updates")
+
+
+def prepare(cloud: Cloud, name: str, make: Callable[[], object], folder: Path) -> None:
+    """Bring an empty account and a project's folder to where `make` brings them.
+
+    It runs once in this process. Whoever gives the same name later gets a copy of the result.
+    """
+    assert not cloud.calls
+    if name not in SNAPSHOTS:
+        make()
+        state = {key: copy.deepcopy(getattr(cloud, key)) for key in STATE}
+        files = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        SNAPSHOTS[name] = Snapshot(cloud.moto.fork(), state, files)
+        return
+    snapshot = SNAPSHOTS[name]
+    cloud.moto.close()
+    cloud.moto = snapshot.moto.fork()
+    for key, value in snapshot.state.items():
+        setattr(cloud, key, copy.deepcopy(value))
+    for file, content in snapshot.files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(content)
+
+
 @contextmanager
 def running() -> Iterator[Cloud]:
     """An empty account, until the block ends."""
-    cloud = Cloud(moto=DomainDispatcherApplication(create_backend_app))
+    cloud = Cloud(moto_process.empty().fork())
     server = make_server("127.0.0.1", 0, cloud, threaded=True, request_handler=Quiet)
     cloud.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -180,11 +215,14 @@ def running() -> Iterator[Cloud]:
         server.shutdown()
         server.server_close()
         thread.join()
-        moto_api_backend.reset()
+        cloud.moto.close()
 
 
-class Quiet(MotoRequestHandler):
-    """Without a line per request."""
+class Quiet(WSGIRequestHandler):
+    """With the headers as they were sent, for moto; without a line per request."""
+
+    def make_environ(self) -> dict:
+        return super().make_environ() | {moto_process.HEADERS: self.headers.items()}
 
     def log(self, *args: object) -> None:
         pass
@@ -207,7 +245,7 @@ def account(monkeypatch) -> Iterator[Cloud]:
         for key, value in cloud.environment.items():
             monkeypatch.setenv(key, value)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
-        monkeypatch.setattr(botocore.session, "create_loader", lambda *_: MODELS)
+        fast_boto3.install(monkeypatch)
         monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
         monkeypatch.setattr(wait, "PAUSES", (0.01,))
         monkeypatch.setattr(smoke_test, "PAUSE", 0.01)
@@ -216,9 +254,11 @@ def account(monkeypatch) -> Iterator[Cloud]:
         signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         handlers = {sign: signal.getsignal(sign) for sign in signs}
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
-        yield cloud
-        for sign, handler in handlers.items():
-            signal.signal(sign, handler)
+        try:
+            yield cloud
+        finally:
+            for sign, handler in handlers.items():
+                signal.signal(sign, handler)
 
 
 def build(folder, archive: bytes = b"one") -> None:

@@ -3,18 +3,14 @@
 Each returns a dict (200), a Problem (ValidationException), a Response, or None: then moto answers.
 """
 
-import io
 import json
 import time
 from urllib.parse import parse_qs
 
-from moto.applicationautoscaling.models import applicationautoscaling_backends
-from moto.cloudwatch.models import cloudwatch_backends
-from moto.core.models import DEFAULT_ACCOUNT_ID as ACCOUNT
-from moto.sagemaker.models import sagemaker_backends
 from werkzeug.wrappers import Response
 
 REGION = "eu-west-1"
+ACCOUNT = "123456789012"
 
 
 class Problem(str):
@@ -29,11 +25,6 @@ class Missing(Problem):
     code = "ResourceNotFound"
 
 
-def backend():
-    """Moto's SageMaker."""
-    return sagemaker_backends[ACCOUNT][REGION]
-
-
 def taken(name, known, what):
     return Problem(f'Cannot create already existing {what} "{name}".') if name in known else None
 
@@ -42,43 +33,29 @@ def taken(name, known, what):
 
 
 def create_model(cloud, request, given):
-    return taken(given["ModelName"], backend()._models, "model")
+    return taken(given["ModelName"], cloud.moto.sagemaker().models, "model")
 
 
 def create_endpoint_config(cloud, request, given):
-    name, variants = given["EndpointConfigName"], given["ProductionVariants"]
-    if problem := taken(name, backend().endpoint_configs, "endpoint configuration"):
-        return problem
-    wanted = [variant.get("InstanceType") for variant in variants]
-    for variant in variants:
-        if "InstanceType" in variant:
-            variant["InstanceType"] = "ml.m5.large"  # moto's list of types is old
-    body = json.dumps(given).encode()
-    environ = request.environ | {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
-    reply = Response.from_app(cloud.moto, environ)
-    if reply.status_code == 200:
-        made = backend().endpoint_configs[name].production_variants
-        for variant, instance in zip(made, wanted, strict=True):
-            variant |= {"InstanceType": instance} if instance else {}
-    return reply
+    return taken(given["EndpointConfigName"], cloud.moto.sagemaker().configs, "endpoint configuration")
 
 
 def create_endpoint(cloud, request, given):
-    name, config = given["EndpointName"], given["EndpointConfigName"]
-    if problem := taken(name, backend().endpoints, "endpoint"):
+    name, config, there = given["EndpointName"], given["EndpointConfigName"], cloud.moto.sagemaker()
+    if problem := taken(name, there.endpoints, "endpoint"):
         return problem
-    if config in backend().endpoint_configs:
+    if config in there.configs:
         end, reason = cloud.fate(config) or ("InService", "")
         cloud.moving[name] = ["Creating", cloud.looks, end, reason]
     return None
 
 
 def update_endpoint(cloud, request, given):
-    name, config = given["EndpointName"], given["EndpointConfigName"]
-    endpoint = backend().endpoints.get(name)
+    name, config, there = given["EndpointName"], given["EndpointConfigName"], cloud.moto.sagemaker()
+    endpoint = there.endpoints.get(name)
     if endpoint is None:
         return Problem(f"Could not find endpoint {name}.")
-    if config not in backend().endpoint_configs:
+    if config not in there.configs:
         return Problem(f"Could not find endpoint configuration {config}.")
     if name in cloud.moving or endpoint.endpoint_status == "Failed":
         return Problem(f"Cannot update in-progress endpoint {endpoint.arn}.")
@@ -90,7 +67,7 @@ def update_endpoint(cloud, request, given):
 
 def delete_endpoint(cloud, request, given):
     name = given["EndpointName"]
-    if name not in backend().endpoints:
+    if name not in cloud.moto.sagemaker().endpoints:
         return None
     if name in cloud.moving:
         return Problem(f"Cannot delete endpoint {name} while it is {cloud.moving[name][0]}.")
@@ -101,31 +78,28 @@ def delete_endpoint(cloud, request, given):
 def describe_endpoint(cloud, request, given):
     """Then moto answers; but each look brings a moving endpoint nearer to its end."""
     name = given["EndpointName"]
-    if name not in cloud.moving or name not in backend().endpoints:
+    if name not in cloud.moving or name not in cloud.moto.sagemaker().endpoints:
         return
-    endpoint = backend().endpoints[name]
     status, looks, end, reason = cloud.moving[name]
     if looks > 0:
         cloud.moving[name][1] -= 1
-        endpoint.endpoint_status = status
+        cloud.moto.call("set_endpoint", name=name, endpoint_status=status)
         return
     del cloud.moving[name]
     if end == "gone":
-        del backend().endpoints[name]
+        cloud.moto.call("remove_endpoint", name=name)
         return
-    endpoint.endpoint_status, endpoint.failure_reason = "InService", reason or None
-    if end == "Failed" and status == "Creating":
-        endpoint.endpoint_status = "Failed"
-    elif end != "Failed" and status == "Updating":  # else AWS goes on with the old configuration
-        fresh = backend().endpoint_configs[end]
-        endpoint.endpoint_config_name = end
-        endpoint.production_variants = endpoint._process_production_variants(fresh.production_variants)
+    failed = end == "Failed" and status == "Creating"
+    state = {"endpoint_status": "Failed" if failed else "InService", "failure_reason": reason or None}
+    cloud.moto.call("set_endpoint", name=name, **state)
+    if end != "Failed" and status == "Updating":  # else AWS goes on with the old configuration
+        cloud.moto.call("switch_endpoint", name=name, config=end)
 
 
 def list_tags(cloud, request, given):
     kind, name = given["ResourceArn"].split(":")[-1].split("/")
-    moto = backend()
-    known = {"model": moto._models, "endpoint": moto.endpoints, "endpoint-config": moto.endpoint_configs}
+    there = cloud.moto.sagemaker()
+    known = {"model": there.models, "endpoint": there.endpoints, "endpoint-config": there.configs}
     return Problem(f"Could not find {kind} {name}.") if name not in known.get(kind, [name]) else None
 
 
@@ -133,7 +107,7 @@ def create_transform_job(cloud, request, given):
     """The answers to all pictures are written here and now; the job ends after some looks, as an endpoint."""
     reply = Response.from_app(cloud.moto, request.environ)
     name = given["TransformJobName"]
-    backend().transform_jobs[name].transform_job_status = "InProgress"
+    cloud.moto.call("set_transform_job", name=name, transform_job_status="InProgress")
     cloud.moving[f"job {name}"] = ["InProgress", cloud.looks, *cloud.job_end]
     if cloud.job_end[0] == "Completed":
         there, _, prefix = given["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"][5:].partition("/")
@@ -156,17 +130,17 @@ def describe_transform_job(cloud, request, given):
     cloud.moving[name][1] -= 1
     if looks <= 0:
         del cloud.moving[name]
-        job = backend().transform_jobs[given["TransformJobName"]]
-        job.transform_job_status, job.failure_reason = end, reason
+        state = {"transform_job_status": end, "failure_reason": reason}
+        cloud.moto.call("set_transform_job", name=given["TransformJobName"], **state)
 
 
 def stop_transform_job(cloud, request, given):
-    job = backend().transform_jobs[given["TransformJobName"]]
-    if job.transform_job_status != "InProgress":
-        said = f"the transform job is in status {job.transform_job_status}"
-        return Problem(f"The request was rejected because {said}.")
-    cloud.moving.pop(f"job {given['TransformJobName']}", None)
-    job.transform_job_status = "Stopped"
+    name = given["TransformJobName"]
+    status = cloud.moto.sagemaker().jobs[name].status
+    if status != "InProgress":
+        return Problem(f"The request was rejected because the transform job is in status {status}.")
+    cloud.moving.pop(f"job {name}", None)
+    cloud.moto.call("set_transform_job", name=name, transform_job_status="Stopped")
     return {}
 
 
@@ -175,7 +149,7 @@ def stop_transform_job(cloud, request, given):
 
 def invoke_endpoint(cloud, request, given):
     name = request.path.split("/")[2]
-    endpoint = backend().endpoints.get(name)
+    endpoint = cloud.moto.sagemaker().endpoints.get(name)
     if endpoint is None or endpoint.endpoint_status not in ("InService", "Updating"):
         return Problem(f"Endpoint {name} of account {ACCOUNT} not found.")
     status, answer = cloud.answer(endpoint, request.headers, request.get_data())
@@ -193,9 +167,9 @@ def invoke_endpoint(cloud, request, given):
 
 
 def invoke_endpoint_async(cloud, request, given):
-    endpoint = backend().endpoints[request.path.split("/")[2]]
-    config = backend().endpoint_configs[endpoint.endpoint_config_name]
-    places = config.async_inference_config["OutputConfig"]
+    there = cloud.moto.sagemaker()
+    endpoint = there.endpoints[request.path.split("/")[2]]
+    places = there.configs[endpoint.endpoint_config_name].async_inference_config["OutputConfig"]
     there, _, key = request.headers["X-Amzn-SageMaker-InputLocation"][5:].partition("/")
     s3 = cloud.client("s3")
     picture = s3.get_object(Bucket=there, Key=key)["Body"].read()
@@ -240,17 +214,13 @@ def get_metric_data(cloud, request, given):
 
 def delete_alarms(cloud, request, given):
     """Then moto answers; AWS deletes none of them where it does not know one."""
-    known = {one.name for one in cloudwatch_backends[ACCOUNT][REGION].alarms.values()}
-    unknown = set(given["AlarmNames"]) - known
+    unknown = set(given["AlarmNames"]) - set(cloud.moto.call("alarm_names"))
     return Missing(f"there is no alarm {min(unknown)}") if unknown else None
 
 
 def deregister_scalable_target(cloud, request, given):
     """Then moto answers; AWS takes the target's policies away with it."""
-    moto = applicationautoscaling_backends[ACCOUNT][REGION]
-    for name, policy in list(moto.policies.items()):
-        if policy.resource_id == given["ResourceId"]:
-            del moto.policies[name]
+    cloud.moto.call("remove_scaling_policies", resource_id=given["ResourceId"])
 
 
 def simulate_principal_policy(cloud, request, given):

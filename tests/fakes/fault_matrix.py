@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 
 import endpoint
+import fake_aws
 import role
 import upload
 from fake_aws import Cloud, build
@@ -76,11 +78,23 @@ def parts(pets: Pets) -> None:
     build(pets.folder, archive=LARGE)
 
 
+def remembered(before: Callable[["Pets"], None]) -> Callable[["Pets"], None]:
+    """Make this process prepare it once, and copy it from then on."""
+
+    @wraps(before)
+    def prepare(pets: Pets) -> None:
+        fake_aws.prepare(pets.cloud, before.__name__, lambda: before(pets), pets.folder)
+
+    return prepare
+
+
+@remembered
 def roles(pets: Pets) -> None:
     """`invoke role --create`."""
     pets.done("role --create")
 
 
+@remembered
 def packaged(pets: Pets) -> None:
     """`invoke package`: the archive is in S3."""
     pets.done("role --create", "upload")
@@ -93,6 +107,7 @@ def failing(pets: Pets) -> None:
     pets.cloud.fates["any"] = ("Failed", REASON)
 
 
+@remembered
 def failed(pets: Pets) -> None:
     """The endpoint has failed, and nobody was there to undo it."""
     failing(pets)
@@ -103,12 +118,14 @@ def failed(pets: Pets) -> None:
     pets.cloud.fates.clear()
 
 
+@remembered
 def deployed(pets: Pets) -> None:
     """There is an endpoint."""
     packaged(pets)
     pets.done("deploy")
 
 
+@remembered
 def packaged_anew(pets: Pets) -> None:
     """There is an endpoint, and another archive."""
     deployed(pets)
@@ -123,12 +140,14 @@ def failing_anew(pets: Pets) -> None:
     pets.cloud.fates["any"] = ("Failed", REASON)
 
 
+@remembered
 def updated(pets: Pets) -> None:
     """The endpoint serves its second archive."""
     packaged_anew(pets)
     pets.done("deploy")
 
 
+@remembered
 def full(pets: Pets) -> None:
     """There is all that a project can have: an endpoint, alarms, a running transform, half an upload."""
     packaged(pets)
