@@ -15,7 +15,6 @@ from lifecycle.settings import ModelSettings, Settings
 
 RAY_ENVIRONMENT = {
     "RAYSERVE_BACKEND_TIMEOUT": "55",  # less than the 60 s after which SageMaker gives up
-    "MALLOC_MMAP_THRESHOLD_": "4194304",  # as in serve/Dockerfile: returns large pictures' memory to the OS
 }
 
 

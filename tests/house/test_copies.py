@@ -132,8 +132,6 @@ GROUPS: dict[str, Callable[[], Iterable[Any]]] = {
     ],
     "the size from which memory goes back to the system": lambda: [
         str(constant("serve/server.py", "MMAP_BYTES")),
-        text_of("deploy/lifecycle/plan.py", MALLOC),
-        text_of("deploy/emulator/process.py", MALLOC),
         text_of("bench/servers.py", MALLOC),
     ],
     "the Region of the price list in the repository": lambda: [
@@ -170,17 +168,23 @@ def test_a_rule_is_the_same_wherever_it_is_stated(rule):
     assert all(value == values[0] for value in values), values
 
 
-@pytest.mark.parametrize("path", ["client/cli.py", "bench/measure.py"])
-def test_percentiles_are_by_nearest_rank(path):
+def function(path: str, name: str) -> ast.FunctionDef:
+    """A function at the top of a file. Skips the test if the folder was deleted."""
     if (text := source(path)) is None:
         pytest.skip(f"{path} is not here")
-    function = next(
-        node
-        for node in ast.parse(text).body
-        if isinstance(node, ast.FunctionDef) and node.name == "percentile"
-    )
+    defined = (node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef))
+    return next(node for node in defined if node.name == name)
+
+
+def test_a_server_and_its_children_are_found_in_the_same_way():
+    found = function("bench/servers.py", "session"), function("deploy/emulator/process.py", "session")
+    assert ast.dump(found[0]) == ast.dump(found[1])
+
+
+@pytest.mark.parametrize("path", ["client/cli.py", "bench/measure.py"])
+def test_percentiles_are_by_nearest_rank(path):
     scope: dict[str, Any] = {"math": __import__("math")}
-    exec(ast.unparse(function), scope)
+    exec(ast.unparse(function(path, "percentile")), scope)
     percentile = scope["percentile"]
     assert percentile(list(range(1, 101)), 99) == 99
     for count in (1, 2, 3, 10, 99, 100, 101):
