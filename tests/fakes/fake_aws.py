@@ -29,6 +29,7 @@ from fake_aws_answers import ANSWERS, REGION, Problem
 from lifecycle import smoke_test
 from moto_process import KEYS
 
+MAIN_THREAD = threading.main_thread().ident or 0
 OWN = f"Credential={KEYS['aws_access_key_id']}/"
 FAULTS = {  # what a broken call answers: status, AWS's code, message
     "throttle": (400, "ThrottlingException", "Rate exceeded"),
@@ -148,7 +149,7 @@ class Cloud:
             return refusal(request, call, *FAULTS[fault.kind])(environ, start_response)
         reply = self.stand_in(request, call, body) or Response.from_app(self.moto, environ)
         if fault and fault.kind == "interrupt":  # once AWS has done the work, so that no test races with it
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            signal.pthread_kill(MAIN_THREAD, signal.SIGINT)
         if fault and fault.kind == "cut":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return reply(environ, start_response)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 
+import pytest
+
 import endpoint
 import fake_aws
 import role
@@ -26,7 +28,7 @@ class Pets:
 
     cloud: Cloud
     folder: Path
-    capsys: object
+    capsys: pytest.CaptureFixture[str]
 
     def __call__(self, words: str) -> tuple[int, str]:
         """Run a command in this process; the exit code and what it said."""
