@@ -37,12 +37,12 @@ def model_error(status: int, body: dict | str) -> SimpleNamespace:
         "OriginalStatusCode": status,
         "LogStreamArn": arn,
     }
-    return reply(424, wrapped, **{"x-amzn-errortype": "ModelError"})
+    return reply(424, wrapped, x_amzn_errortype="ModelError")
 
 
 def aws_error(status: int, code: str, message: str) -> SimpleNamespace:
     """An error of AWS itself."""
-    return reply(status, {"message": message}, **{"x-amzn-errortype": f"{code}:http://internal.amazon.com/"})
+    return reply(status, {"message": message}, x_amzn_errortype=f"{code}:http://internal.amazon.com/")
 
 
 class Server(ThreadingHTTPServer):
