@@ -144,12 +144,15 @@ def tail(log: Path, lines: int = 20) -> str:
 
 def open_socket(port: int) -> socket.socket:
     """A listening socket on loopback. Raises CommandError if the port is in use or not a port."""
-    try:
-        return socket.create_server((HOST, port))
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        text = f"port {port} could not be opened ({reason})"
-        raise CommandError(2, f"{text}: choose another with --port, or 0 for a free one") from None
+    reason = "not from 0 to 65535"
+    # create_server itself does not close its socket for a number that is not a port.
+    if 0 <= port <= 65535:
+        try:
+            return socket.create_server((HOST, port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+    text = f"port {port} could not be opened ({reason})"
+    raise CommandError(2, f"{text}: choose another with --port, or 0 for a free one")
 
 
 if __name__ == "__main__":

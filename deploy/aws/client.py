@@ -49,7 +49,7 @@ ADVICE = (  # a pattern in the name of botocore's exception or in AWS's error co
     ("NoSuchBucket", 3, "`invoke package` uploads the archive again"),
     (BUSY, 3, "AWS is busy: run the command again in a minute"),
     (NETWORK, 3, "check the network, the proxy and the Region"),
-    (FAULT, 3, "AWS had an internal error: run the command again"),
+    (FAULT, 3, "AWS failed internally: run the command again"),
     ("Validation|InvalidParameter|InvalidInput", 2, "correct the setting"),
     ("", 3, "run the command again, or delete everything with `invoke destroy`"),
 )

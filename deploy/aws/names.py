@@ -45,7 +45,7 @@ def is_content_name(project: str, name: str) -> bool:
 
 
 def role_name(project: str) -> str:
-    """The execution role that `invoke role --create` makes."""
+    """The execution role that `invoke role --create` creates."""
     return f"{OWNER}-{project}"
 
 

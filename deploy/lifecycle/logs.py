@@ -40,7 +40,7 @@ def show(aws: Aws, project: str, since: int, *, follow: bool) -> int:
             del printed[key]
         time.sleep(PAUSE)
     if not printed:
-        print(f"{project} has written nothing in this time; --since 1d looks further back")
+        print(f"{project} has written nothing in this time; --since 1d shows more")
     return 0 if printed else 1
 
 

@@ -8,40 +8,10 @@ import pytest
 from botocore import exceptions
 
 import fake_aws as aws
-import role
-import upload
 from aws.client import as_command_error
 from endpoint import main
 from fake_aws import build
 from lifecycle import diagnose
-
-
-@pytest.fixture
-def cloud(monkeypatch):
-    with aws.account(monkeypatch) as cloud:
-        cloud.answer = aws.knowing
-        yield cloud
-
-
-@pytest.fixture
-def pets(cloud, tmp_path, capsys):
-    """deploy/endpoint.py's verbs; returns their output."""
-    folder = tmp_path / "pets"
-    build(folder)
-    places = ["--archive", str(folder / "model.tar.gz"), "--out", str(folder / "uploaded.json")]
-
-    def pets(verb, *words, code=0):
-        if verb == "deploy":
-            assert upload.main([*places, "--project", "pets"]) == 0
-        capsys.readouterr()
-        done = main([verb, "--project", "pets", "--build", str(folder), *words])
-        said = capsys.readouterr()
-        assert done == code, said.out + said.err
-        return said.out + said.err
-
-    aws.prepare(cloud, "role", lambda: role.main(["--project", "pets", "--create"]), folder)
-    pets.folder = folder
-    return pets
 
 
 def log(cloud, *lines):

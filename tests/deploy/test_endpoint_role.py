@@ -51,7 +51,7 @@ def test_no_policy_allows_everything(file):
         assert not [a for a in ([actions] if type(actions) is str else actions) if "*" in a]
         if statement.get("Resource") == "*":
             # AWS knows no narrower resource.
-            known = ("LogInToEcr", "Metrics", "Vpc", "Look", "Scaling", "WatchTheAlarmsOfAnUpdate")
+            known = ("LogInToEcr", "Metrics", "Vpc", "List", "Scaling", "WatchTheAlarmsOfAnUpdate")
             assert statement["Sid"] in known
 
 

@@ -15,6 +15,7 @@ import endpoint
 import fake_aws as aws
 import role
 import upload
+from aws import pricing
 from aws.names import console_url
 from fake_aws import build
 from fake_aws_answers import ANSWERS
@@ -24,48 +25,18 @@ BUCKET = f"sagemaker-{aws.REGION}-123456789012"
 STREAM = "AllTraffic/i-0123456789abcdef"
 
 
-@pytest.fixture
-def cloud(monkeypatch):
-    with aws.account(monkeypatch) as cloud:
-        cloud.answer = aws.knowing
-        yield cloud
-
-
-@pytest.fixture
-def pets(cloud, tmp_path, capsys):
-    """deploy/endpoint.py's verbs; returns their output."""
-    folder = tmp_path / "pets"
-    build(folder)
-    places = ["--archive", str(folder / "model.tar.gz"), "--out", str(folder / "uploaded.json")]
-
-    def pets(verb, *words, code=0):
-        capsys.readouterr()
-        done = endpoint.main([verb, "--project", "pets", "--build", str(folder), *words])
-        said = capsys.readouterr()
-        assert done == code, said.out + said.err
-        return said.out + said.err
-
-    def package():
-        assert role.main(["--project", "pets", "--create"]) == 0
-        assert upload.main([*places, "--project", "pets"]) == 0
-
-    aws.prepare(cloud, "role and archive", package, folder)
-    pets.folder = folder
-    return pets
-
-
 def flat(said: str) -> str:
     """A table's text without its lines."""
     return " ".join(re.sub("[│\n]", " ", said).split())
 
 
-def alone(cloud, cache, *words) -> str:
-    """A verb in a process of its own, with the repository's prices; returns its output."""
-    command = [sys.executable, "deploy/endpoint.py", words[0], "--project=pets", *words[1:]]
-    environment = os.environ | cloud.environment | {"XDG_CACHE_HOME": str(cache)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def prices(monkeypatch, tmp_path, cloud):
+    """The prices of cost/prices.json, without what this user's `invoke cost --refresh` has stored."""
+    if not (ROOT / "cost").is_dir():
+        pytest.skip("cost/ is not here")
+    monkeypatch.setattr(pricing, "ESTIMATE", ROOT / "cost" / "estimate.py")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 # --- status
@@ -121,24 +92,24 @@ def test_an_hour_that_cannot_be_read_is_not_reported_as_without_requests(cloud, 
     assert "no requests" not in said
 
 
-def test_deploy_and_status_print_the_price_and_its_range_with_autoscaling(cloud, pets, tmp_path):
-    said = alone(cloud, tmp_path, "deploy", f"--build={pets.folder}", "--instance=ml.m5.large", "--max=4")
+def test_deploy_and_status_print_the_price_and_its_range_with_autoscaling(pets, prices):
+    said = pets("deploy", "--instance=ml.m5.large", "--max=4")
     assert re.search(r"1 x ml.m5.large in eu-west-1: \$0.\d+ an hour", said)
     low, high = re.search(r"autoscaling: 1 to 4 instances, \$([\d.]+) to \$([\d.]+) a month;", said).groups()
     assert float(high) == pytest.approx(4 * float(low), abs=0.05)
-    said = flat(alone(cloud, tmp_path, "status"))
+    said = flat(pets("status"))
     assert f"${low} to ${high} a month" in said
     assert "not estimated: autoscaling changes the number of instances" in said
-    alone(cloud, tmp_path, "deploy", f"--build={pets.folder}", "--instance=ml.m5.large", "--max=0")
-    assert "about $0.00" in alone(cloud, tmp_path, "status")
+    pets("deploy", "--instance=ml.m5.large", "--max=0")
+    assert "about $0.00" in pets("status")
 
 
-def test_an_unknown_price_names_the_command_and_a_price_for_comparison(cloud, pets, tmp_path):
-    said = alone(cloud, tmp_path, "deploy", f"--build={pets.folder}", "--max=4")
+def test_an_unknown_price_names_the_command_and_a_price_for_comparison(pets, prices):
+    said = pets("deploy", "--max=4")
     assert "`invoke cost --refresh --region eu-west-1` reads AWS's list" in said
     assert re.search(r"for comparison, 1 x ml.c7i.large in us-east-1: \$0.107 an hour", said)
     assert re.search(r"autoscaling: 1 to 4 instances, \$[\d.]+ to \$[\d.]+ a month in us-east-1;", said)
-    facts = json.loads(alone(cloud, tmp_path, "status", "--json"))
+    facts = json.loads(pets("status", "--json"))
     assert (facts["spent"], facts["spent_unknown"]) == (None, "the price is unknown")
 
 
@@ -147,13 +118,11 @@ def test_the_cost_of_serverless_is_not_estimated(cloud, pets):
     assert "not estimated: serverless is billed per request" in flat(pets("status"))
 
 
-def test_the_cost_of_an_updated_endpoint_is_not_estimated(cloud, pets, tmp_path):
-    words = [f"--build={pets.folder}", "--instance=ml.m5.large"]
-    alone(cloud, tmp_path, "deploy", *words)
-    alone(cloud, tmp_path, "deploy", *words, "--count=2")
-    assert "not estimated: its configuration was changed after its creation" in flat(
-        alone(cloud, tmp_path, "status")
-    )
+def test_the_cost_of_an_updated_endpoint_is_not_estimated(pets, prices):
+    words = ["--instance=ml.m5.large"]
+    pets("deploy", *words)
+    pets("deploy", *words, "--count=2")
+    assert "not estimated: its configuration was changed after its creation" in flat(pets("status"))
 
 
 def test_status_all_continues_after_a_project_that_may_not_be_read(cloud, pets, tmp_path):

@@ -18,6 +18,7 @@ import pytest
 import requests
 from botocore.exceptions import ClientError
 
+import local
 from emulator import sagemaker_proxy
 from support import run, serving
 
@@ -176,22 +177,37 @@ def test_real_credentials_do_not_reach_the_command(project):
     assert "work'" not in done.stdout
 
 
-def test_a_busy_port_is_a_sentence(project):
+@pytest.fixture
+def rejected(capsys):
+    """local.py's error for these flags, in this process; its signal handlers are removed again."""
+    signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {sign: signal.getsignal(sign) for sign in signs}
+
+    def rejected(*words: object) -> str:
+        assert local.main([*map(str, words)]) == 2
+        return capsys.readouterr().err
+
+    yield rejected
+    for sign, handler in handlers.items():
+        signal.signal(sign, handler)
+
+
+def test_a_busy_port_is_a_sentence(tmp_path, rejected):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        done = run("deploy/local.py", "--model", project / "model", "--port", port, code=2)
-    assert done.stderr.startswith(f"error: port {port} could not be opened")
+        said = rejected("--model", tmp_path, "--port", port)
+    assert said.startswith(f"error: port {port} could not be opened")
 
 
 @pytest.mark.parametrize("port", [99999, -1])
-def test_a_port_that_cannot_exist_is_a_sentence(project, port):
-    done = run("deploy/local.py", "--model", project / "model", f"--port={port}", code=2)
-    assert done.stderr.startswith(f"error: port {port} could not be opened")
+def test_a_port_that_cannot_exist_is_a_sentence(tmp_path, rejected, port):
+    assert rejected("--model", tmp_path, f"--port={port}").startswith(
+        f"error: port {port} could not be opened"
+    )
 
 
-def test_a_missing_model_is_a_sentence(tmp_path):
-    done = run("deploy/local.py", "--model", tmp_path / "none", "--port", 0, code=2)
-    assert "run `invoke package` first" in done.stderr
+def test_a_missing_model_is_a_sentence(tmp_path, rejected):
+    assert "run `invoke package` first" in rejected("--model", tmp_path / "none", "--port", 0)
 
 
 def test_a_command_that_does_not_exist_is_a_sentence(project):

@@ -31,6 +31,7 @@ def imported_modules(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, f"{file}: no relative imports"
             assert not node.level, f"{file}: no relative imports"
             found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
     return found
