@@ -51,7 +51,7 @@ def test_an_endpoint_is_created_and_deleted_completely(cloud, invoked):
     assert "create endpoint pets in eu-west-1: real-time" in said
     assert re.search("(an hour|price unknown|not estimated).*; `invoke destroy` deletes it", said)
     assert "pets is live: cat.jpg is cat (95.0%), as training said" in said
-    assert [one.split()[0] for one in cloud.left()] == ["endpoint", "config", "model"]
+    assert [one.split()[0] for one in cloud.resources()] == ["endpoint", "config", "model"]
 
     made = cloud.calls.copy()
     assert "pets is live, unchanged" in invoked("deploy")
@@ -59,7 +59,7 @@ def test_an_endpoint_is_created_and_deleted_completely(cloud, invoked):
     assert changed == []
 
     assert "removed endpoint pets" in invoked("destroy", "--yes", "--data")
-    assert cloud.left() == cloud.objects() == []
+    assert cloud.resources() == cloud.objects() == []
     assert "nothing of pets is on AWS" in invoked("destroy", "--yes", "--data")
 
 
@@ -93,7 +93,7 @@ def test_ttl_scaling_and_tags_are_created_and_removed_again(cloud, pets):
     assert described(cloud)[1]["owner"] == "me"
 
     pets("deploy", "--ttl", "none", "--max", "0", "--count", "2")
-    found = [one.split()[0] for one in cloud.left()]
+    found = [one.split()[0] for one in cloud.resources()]
     assert found == ["endpoint", "config", "config", "model"]  # another count needs no other model
     assert described(cloud)[0]["ProductionVariants"][0]["CurrentInstanceCount"] == 2
 
@@ -103,7 +103,7 @@ def test_serverless(cloud, pets):
     variant = described(cloud)[0]["ProductionVariants"][0]
     assert variant["CurrentServerlessConfig"] == {"MemorySizeInMB": 2048, "MaxConcurrency": 7}
     pets("destroy", "--yes")
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 def test_asynchronous_with_scaling_to_zero(cloud, pets):
@@ -115,7 +115,7 @@ def test_asynchronous_with_scaling_to_zero(cloud, pets):
         ("HasBacklogWithoutCapacity", [step["PolicyARN"]])
     ]
     pets("destroy", "--yes", "--data")
-    assert cloud.left() == cloud.objects() == []
+    assert cloud.resources() == cloud.objects() == []
 
 
 def test_batch_answers_every_picture_under_a_prefix(cloud, pets):
@@ -141,7 +141,7 @@ def test_status_all_and_destroy_need_no_build_folder(cloud, pets):
     (found,) = json.loads(pets("status", "--all", "--json"))
     assert (found["project"], found["count"]) == ("pets", 2)
     pets("destroy", "--yes")
-    assert cloud.left() == ["endpoint theirs", "config theirs", "model theirs"]
+    assert cloud.resources() == ["endpoint theirs", "config theirs", "model theirs"]
 
 
 def seconds(command, code: int, says: str, **options) -> float:

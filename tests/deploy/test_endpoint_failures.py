@@ -35,14 +35,14 @@ def serving(cloud) -> str:
 
 def test_an_endpoint_that_fails_is_explained_and_deleted(cloud, pets):
     reason = "The primary container for production variant AllTraffic did not pass the ping health check."
-    cloud.fates["any"] = ("Failed", reason)
+    cloud.outcomes["any"] = ("Failed", reason)
     log(cloud, "starting", "ModuleNotFoundError: No module named 'openvino'")
     said = pets("deploy", "--ttl", "1h", code=1)
     assert reason in said
     assert "No module named 'openvino'" in said
     assert "likely cause: code/requirements.txt lacks a package" in said
     assert "everything was removed; nothing is billed" in said
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_an_endpoint_with_a_wrong_answer_is_never_live(cloud, pets, answer, says
     said = pets("deploy", code=1)
     assert re.search(says, said)
     assert "is live:" not in said
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 def test_the_smoke_test_waits_for_a_model_that_is_loading(cloud, pets):
@@ -90,7 +90,7 @@ def test_the_smoke_test_retries_after_sagemakers_own_time_out(cloud, pets):
 
 def test_an_update_with_a_wrong_answer_is_rolled_back(cloud, pets):
     pets("deploy")
-    first, left = serving(cloud), cloud.left()
+    first, left = serving(cloud), cloud.resources()
     build(pets.folder, archive=b"two")
     cloud.answer = lambda one, *rest: (aws.knowing if one.endpoint_config_name == first else wrong)(
         one, *rest
@@ -99,30 +99,30 @@ def test_an_update_with_a_wrong_answer_is_rolled_back(cloud, pets):
     assert "training said cat" in said
     assert "pets serves its previous version" in said
     assert serving(cloud) == first
-    assert cloud.left() == left
+    assert cloud.resources() == left
 
 
 def test_an_update_that_aws_rolls_back_is_explained(cloud, pets):
     pets("deploy")
-    first, left = serving(cloud), cloud.left()
-    cloud.fates["any"] = ("Failed", "alarms fastai-sagemaker-pets:5xx went off")
+    first, left = serving(cloud), cloud.resources()
+    cloud.outcomes["any"] = ("Failed", "alarms fastai-sagemaker-pets:5xx went off")
     said = pets("deploy", "--count", "2", "--guard", "on", code=1)
     assert "was rolled back by AWS: alarms fastai-sagemaker-pets:5xx went off" in said
     assert serving(cloud) == first
-    assert [one for one in cloud.left() if not one.startswith("alarm")] == left
+    assert [one for one in cloud.resources() if not one.startswith("alarm")] == left
 
 
 def test_a_rollback_with_an_error_is_rolled_back(cloud, pets):
     pets("deploy")
     build(pets.folder, archive=b"two")
     pets("deploy")
-    second, left = serving(cloud), cloud.left()
+    second, left = serving(cloud), cloud.resources()
     cloud.answer = lambda one, *rest: (
         (500, b"x") if one.endpoint_config_name != second else aws.knowing(one, *rest)
     )
     pets("deploy", "--rollback", code=1)
     assert serving(cloud) == second
-    assert cloud.left() == left
+    assert cloud.resources() == left
 
 
 def test_a_failed_rollback_is_reported_and_keeps_the_configuration(cloud, pets):
@@ -133,7 +133,7 @@ def test_a_failed_rollback_is_reported_and_keeps_the_configuration(cloud, pets):
     cloud.answer = lambda one, *rest: (aws.knowing if one.endpoint_config_name == first else wrong)(
         one, *rest
     )
-    cloud.fates[first] = ("Failed", "Unable to provision requested ML compute capacity")
+    cloud.outcomes[first] = ("Failed", "Unable to provision requested ML compute capacity")
     said = pets("deploy", code=1)
     assert "not everything could be rolled back" in said
     assert "Unable to provision" in said
@@ -146,10 +146,10 @@ def test_a_failed_rollback_is_reported_and_keeps_the_configuration(cloud, pets):
 def test_a_failed_update_restores_autoscaling(cloud, pets):
     """Another instance type requires that autoscaling is removed first."""
     pets("deploy", "--max", "4", "--target", "77")
-    left, scaler = cloud.left(), cloud.client("application-autoscaling")
-    cloud.fates["any"] = ("Failed", "no capacity")
+    left, scaler = cloud.resources(), cloud.client("application-autoscaling")
+    cloud.outcomes["any"] = ("Failed", "no capacity")
     pets("deploy", "--max", "4", "--target", "99", "--instance", "ml.c7i.xlarge", code=1)
-    assert cloud.left() == left
+    assert cloud.resources() == left
     (target,) = scaler.describe_scalable_targets(ServiceNamespace="sagemaker")["ScalableTargets"]
     (policy,) = scaler.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
     assert (target["MinCapacity"], target["MaxCapacity"]) == (1, 4)
@@ -157,12 +157,12 @@ def test_a_failed_update_restores_autoscaling(cloud, pets):
 
 
 def test_an_endpoint_that_failed_earlier_is_explained_before_it_is_deleted(cloud, pets):
-    cloud.fates["any"] = ("Failed", "the ping health check failed")
+    cloud.outcomes["any"] = ("Failed", "the ping health check failed")
     cloud.break_("sagemaker:DescribeEndpoint", "interrupt", times=1)
     pets("deploy", code=130)
     cloud.break_("sagemaker:CreateEndpoint", "interrupt", times=1)
     pets("deploy", code=130)
-    cloud.fates.clear()
+    cloud.outcomes.clear()
     said = pets("deploy")
     assert "pets had failed to start: the ping health check failed" in said
     assert "pets is live" in said
@@ -170,15 +170,15 @@ def test_an_endpoint_that_failed_earlier_is_explained_before_it_is_deleted(cloud
 
 def test_an_endpoint_that_cannot_be_deleted_keeps_its_schedule_and_parts(cloud, pets):
     pets("deploy", "--ttl", "4h")
-    left = cloud.left()
+    left = cloud.resources()
     cloud.break_("sagemaker:DeleteEndpoint", "denied")
     said = pets("destroy", "--yes", "--data", code=3)
     assert "is kept as long as the endpoint exists" in said
-    assert cloud.left() == left
+    assert cloud.resources() == left
     assert cloud.objects()
     cloud.faults.clear()
     pets("destroy", "--yes", "--data")
-    assert cloud.left() == cloud.objects() == []
+    assert cloud.resources() == cloud.objects() == []
 
 
 def test_the_schedule_of_an_earlier_endpoint_is_cancelled(cloud, pets):
@@ -186,7 +186,7 @@ def test_the_schedule_of_an_earlier_endpoint_is_cancelled(cloud, pets):
     cloud.client("sagemaker").delete_endpoint(EndpointName="pets")  # as in the console
     cloud.client("sagemaker").describe_endpoint(EndpointName="pets")
     assert "the scheduled deletion of an earlier endpoint was cancelled" in pets("deploy")
-    assert not [one for one in cloud.left() if one.startswith("schedule")]
+    assert not [one for one in cloud.resources() if one.startswith("schedule")]
 
 
 def test_rollback_accepts_a_ttl(cloud, pets):
@@ -194,7 +194,7 @@ def test_rollback_accepts_a_ttl(cloud, pets):
     build(pets.folder, archive=b"two")
     pets("deploy")
     assert "scheduled for deletion at" in pets("deploy", "--rollback", "--ttl", "4h")
-    assert [one for one in cloud.left() if one.startswith("schedule")]
+    assert [one for one in cloud.resources() if one.startswith("schedule")]
 
 
 @pytest.mark.parametrize(
@@ -239,10 +239,10 @@ def test_rollback_without_a_previous_version_is_a_sentence(cloud, pets):
 
 def test_a_live_endpoint_that_breaks_later_is_reported_and_kept(cloud, pets):
     pets("deploy")
-    left = cloud.left()
+    left = cloud.resources()
     cloud.answer = wrong
     assert "pets was left unchanged" in pets("deploy", code=1)
-    assert cloud.left() == left
+    assert cloud.resources() == left
 
 
 @pytest.mark.parametrize("call", ["CreateModel", "CreateEndpointConfig", "CreateEndpoint", "InvokeEndpoint"])
@@ -272,10 +272,10 @@ def test_somebody_elses_endpoint_is_not_changed(cloud, pets):
         EndpointConfigName="theirs", ProductionVariants=[variant | {"InitialInstanceCount": 1}]
     )
     sagemaker.create_endpoint(EndpointName="pets", EndpointConfigName="theirs")
-    left = cloud.left()
+    left = cloud.resources()
     for verb, *words in (["deploy"], ["destroy", "--yes"], ["status"], ["deploy", "--rollback"]):
         assert "was not created by this tool" in pets(verb, *words, code=2)
-    assert cloud.left() == left
+    assert cloud.resources() == left
 
 
 def test_a_gpu_that_would_be_idle_is_noted(cloud, pets):
@@ -289,13 +289,13 @@ def test_a_gpu_that_would_be_idle_is_noted(cloud, pets):
 
 def test_an_endpoint_cannot_change_its_kind(cloud, pets):
     pets("deploy")
-    left = cloud.left()
+    left = cloud.resources()
     said = pets("deploy", "--kind", "serverless", code=2)
     assert (
         "an endpoint that is real-time cannot become serverless: delete it with `invoke destroy` first"
         in said
     )
-    assert cloud.left() == left
+    assert cloud.resources() == left
 
 
 def test_an_endpoint_that_is_deleted_meanwhile_is_a_sentence(cloud, pets):
@@ -310,18 +310,18 @@ def test_an_endpoint_that_is_deleted_meanwhile_is_a_sentence(cloud, pets):
     said = pets("deploy", code=1)
     assert "the endpoint pets was deleted during the smoke test" in said
     assert "everything was removed; nothing is billed" in said
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 # --- before anything is created
 
 
 def test_a_missing_permission_of_the_role_is_named(cloud, pets):
-    cloud.denied.add("s3:GetObject")
+    cloud.denied_actions.add("s3:GetObject")
     said = pets("deploy", code=3)
     assert re.search("role/fastai-sagemaker-pets lacks s3:GetObject on arn:aws:s3:::.*/model.tar.gz", said)
     assert "`invoke role --create` fixes it" in said
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 @pytest.mark.parametrize(
@@ -333,9 +333,9 @@ def test_a_missing_permission_of_the_role_is_named(cloud, pets):
     ],
 )
 def test_the_roles_permissions_are_checked_for_the_settings(cloud, pets, words, action):
-    cloud.denied.add(action)
+    cloud.denied_actions.add(action)
     assert f"lacks {action} on " in pets("deploy", *words, code=3)
-    assert cloud.left() == []
+    assert cloud.resources() == []
     pets("deploy")
 
 
@@ -343,19 +343,19 @@ def test_a_missing_permission_of_a_batchs_role_names_the_command_that_adds_it(cl
     bucket = f"sagemaker-{aws.REGION}-123456789012"
     pets("deploy")
     cloud.client("s3").put_object(Bucket=bucket, Key="photos/cat.jpg", Body=b"x")
-    left = cloud.left()
-    cloud.denied.add("s3:PutObject")
+    left = cloud.resources()
+    cloud.denied_actions.add("s3:PutObject")
     said = pets("transform", f"s3://{bucket}/photos", f"s3://{bucket}/answers", code=3)
     assert f"lacks s3:PutObject on arn:aws:s3:::{bucket}/answers/answer.out" in said
     assert f"`invoke role --create --read s3://{bucket}/photos --write s3://{bucket}/answers`" in said
-    assert cloud.left() == left
+    assert cloud.resources() == left
 
 
 def test_a_role_that_is_missing_or_not_sagemakers_is_reported(cloud, pets):
     assert "there is no role arn:aws:iam::123456789012:role/no" in pets("deploy", "--role", "no", code=2)
     cloud.client("iam").create_role(RoleName="mine", AssumeRolePolicyDocument="{}")
     assert "SageMaker may not assume" in pets("deploy", "--role", "mine", code=2)
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 def test_a_quota_that_is_too_small_is_reported_with_its_console_page(cloud, pets):
@@ -363,7 +363,7 @@ def test_a_quota_that_is_too_small_is_reported_with_its_console_page(cloud, pets
     said = pets("deploy", "--count", "2", code=3)
     assert "your quota of ml.c7i.large for endpoint usage is 1, and 2 are needed at once" in said
     assert "servicequotas/home/services/sagemaker/quotas/L-00000000" in said
-    assert cloud.left() == []
+    assert cloud.resources() == []
     pets("deploy")
     assert "2 are needed at once" in pets("deploy", "--latency", "1", "--startup", "700", code=3)
 
@@ -384,7 +384,7 @@ def test_a_deleted_archive_or_bucket_is_reported(cloud, pets):
     assert main(words) == 3
     cloud.client("s3").delete_bucket(Bucket=f"sagemaker-{aws.REGION}-123456789012")
     assert main(words) == 3
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_similar_words_are_not_taken_for_a_cause():
 
 
 def test_a_log_that_may_not_be_read_is_not_reported_as_empty(cloud, pets):
-    cloud.fates["any"] = ("Failed", "did not pass the ping health check")
+    cloud.outcomes["any"] = ("Failed", "did not pass the ping health check")
     log(cloud, "starting")
     cloud.break_("logs:DescribeLogStreams", "denied")
     said = pets("deploy", code=1)
@@ -418,10 +418,10 @@ def test_a_log_that_may_not_be_read_is_not_reported_as_empty(cloud, pets):
 
 def test_control_characters_of_a_container_are_escaped(cloud, pets):
     evil = "\x1b]0;owned\x07[/x]\u202e"
-    cloud.fates["any"] = ("Failed", evil)
+    cloud.outcomes["any"] = ("Failed", evil)
     log(cloud, evil)
     said = pets("deploy", code=1)
-    cloud.fates.clear()
+    cloud.outcomes.clear()
     cloud.answer = lambda *_: (200, json.dumps({"class": evil, "confidence": 0.9}).encode())
     said += pets("deploy", code=1)
     cloud.answer = lambda *_: (500, evil.encode())
@@ -446,7 +446,7 @@ def test_an_error_of_aws_is_a_sentence_with_the_right_advice(
     assert says in pets("deploy", code=number)
     tries = 3 if number == 3 and code == "ThrottlingException" else 1
     assert cloud.calls["sagemaker:CreateModel"] == tries
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 @pytest.mark.parametrize(

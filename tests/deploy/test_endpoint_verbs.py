@@ -302,24 +302,24 @@ def test_destroying_asks_first(cloud, pets, answer, code):
     os.close(theirs)
     assert done.returncode == code
     assert "remove all this of pets?" in done.stdout
-    assert bool(cloud.left()) == bool(code)
+    assert bool(cloud.resources()) == bool(code)
 
 
 def test_without_a_terminal_destroy_needs_yes(cloud, pets, monkeypatch):
     pets("deploy")
-    left = cloud.left()
+    left = cloud.resources()
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115
     assert "stdin is not a terminal: pass --yes to confirm" in pets("destroy", code=2)
     sys.stdin.close()
-    assert cloud.left() == left
+    assert cloud.resources() == left
 
 
 def test_destroy_waits_for_an_endpoint_that_is_being_created(cloud, pets):
-    cloud.looks = 5
+    cloud.polls = 5
     cloud.break_("sagemaker:CreateEndpoint", "interrupt", times=1)
     pets("deploy", code=130)
     assert "removed endpoint pets" in pets("destroy", "--yes")
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 def test_other_objects_in_the_bucket_are_kept(cloud, pets):
@@ -365,17 +365,17 @@ def photos(cloud):
 )
 def test_an_invalid_transform_is_a_sentence(cloud, pets, words, says):
     assert says in pets("transform", *words, code=2)
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 def test_a_transform_that_fails_is_explained(cloud, pets):
-    cloud.job_end = ("Failed", "ClientError: no image")
+    cloud.job_outcome = ("Failed", "ClientError: no image")
     said = pets("transform", *photos(cloud), code=1)
     assert "ended as Failed: ClientError: no image" in said
 
 
 def test_an_interrupted_transform_is_found_again_and_destroy_stops_it(cloud, pets):
-    cloud.job_end = ("InProgress", "")
+    cloud.job_outcome = ("InProgress", "")
     cloud.break_("sagemaker:DescribeTransformJob", "interrupt", times=1)
     places = photos(cloud)
     pets("transform", *places, code=130)
