@@ -129,19 +129,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def group_of(item: pytest.Item) -> str | None:
-    """Its name: a server that several files share, or a file with fixtures of its own; None is any worker."""
-    given = getattr(item, "callspec", None)
-    stacks = (
-        [f"{value}_endpoint" for value in given.params.values() if isinstance(value, str)] if given else []
-    )
-    names = [*getattr(item, "fixturenames", ()), *stacks]
+    """The group whose tests share a worker: by a server, or by fixtures of their file. None: any worker."""
     if "_ray_" in f"_{item.name.partition('[')[0]}_":  # starts a Ray of its own
         return "ray"
-    if shared := [SHARED[name] for name in names if name in SHARED]:
-        return next(name for name in SHARED.values() if name in shared)
+    callspec = getattr(item, "callspec", None)
+    found = {SHARED[name] for name in getattr(item, "fixturenames", ()) if name in SHARED}
+    found |= set(SHARED.values()) & {str(value) for value in callspec.params.values()} if callspec else set()
+    if found:
+        return next(name for name in SHARED.values() if name in found)
     definitions = getattr(item, "_fixtureinfo", None)
-    found: dict[str, Any] = definitions.name2fixturedefs if definitions else {}
-    own = any(fixtures and fixtures[-1].scope in ("module", "class") for fixtures in found.values())
+    fixtures: dict[str, Any] = definitions.name2fixturedefs if definitions else {}
+    own = any(known and known[-1].scope in ("module", "class") for known in fixtures.values())
     return item.path.stem if own or item.path.stem in TIMED else None
 
 

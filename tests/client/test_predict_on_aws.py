@@ -125,7 +125,7 @@ def make(cloud, kind, **outputs):
     variant = {"VariantName": "v", "ModelName": "pets", "InitialVariantWeight": 1.0} | VARIANTS[kind]
     sagemaker.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant], **later)
     sagemaker.create_endpoint(EndpointName="pets", EndpointConfigName="c")
-    for _ in range(cloud.looks + 1):
+    for _ in range(cloud.polls + 1):
         sagemaker.describe_endpoint(EndpointName="pets")
     cloud.calls.clear()
 

@@ -94,13 +94,13 @@ def test_a_trained_model_is_served_and_a_mislabelled_one_is_rolled_back(cloud, t
     )
     assert sure["predicted"][0] in said
 
-    left = cloud.left()
+    left = cloud.resources()
     mislabel(tiny.folder)
     said = tiny("deploy", code=1)
     assert f"training said {sure['predicted'][0]}" in said
     assert "tiny serves its previous version" in said
-    assert cloud.left() == left
+    assert cloud.resources() == left
 
     tiny("destroy", "--yes", "--data")
     assert "everything was removed; nothing is billed" in tiny("deploy", code=1)
-    assert cloud.left() == []
+    assert cloud.resources() == []

@@ -71,13 +71,13 @@ def prepare(pets, name) -> None:
     COMMANDS[name].before(pets)
     pets.cloud.faults.clear()
     pets.cloud.calls.clear()
-    pets.cloud.broken.clear()
+    pets.cloud.injected.clear()
 
 
 def destroyed(pets) -> None:
     pets.cloud.faults.clear()
     code, said = pets("destroy --yes --data")
-    assert (code, pets.left()) == (0, []), said
+    assert (code, pets.resources()) == (0, []), said
     pets.done("role --remove")
     assert pets.cloud.client("iam").list_roles()["Roles"] == []
 
@@ -106,7 +106,7 @@ def test_a_fault_is_retried_or_reported_and_destroy_removes_everything(pets, tri
     prepare(pets, name)
     pets.cloud.break_(call, kind, times)
     code, said = run(pets, name)
-    assert pets.cloud.broken[call, kind] > 0
+    assert pets.cloud.injected[call, kind] > 0
     tried(name, call, kind, times)
     if times == 1:
         assert code == COMMANDS[name].code, said
@@ -135,9 +135,9 @@ def test_ctrl_c_at_any_moment(monkeypatch, tmp_path, capsys, tried, name, first)
             prepare(pets, name)
             pets.cloud.break_("", "interrupt", times=1, after=moment)
             code, said = run(pets, name)
-            if not pets.cloud.broken:
+            if not pets.cloud.injected:
                 break
-            for pair in pets.cloud.broken:
+            for pair in pets.cloud.injected:
                 tried(name, *pair, moment)
             assert (code, "stopped" in said or name == "logs") == (130, True), said
             if moment % 2 == 0:  # every second time, repeat the command before destroy
@@ -150,12 +150,12 @@ def test_ctrl_c_at_any_moment(monkeypatch, tmp_path, capsys, tried, name, first)
 def test_an_endpoint_that_fails_is_explained_and_everything_is_removed(pets, tried, name):
     prepare(pets, name)
     change = name in CHANGES
-    before = pets.left()
-    pets.cloud.fates["any"] = ("Failed", REASON)
+    before = pets.resources()
+    pets.cloud.outcomes["any"] = ("Failed", REASON)
     code, said = run(pets, name)
     tried(name, "sagemaker:UpdateEndpoint" if change else "sagemaker:CreateEndpoint", "failed", 1)
     assert (code, REASON in said) == (1, True), said
-    assert serves_what_is_live(pets) if change else pets.left() == before
-    pets.cloud.fates.clear()
+    assert serves_what_is_live(pets) if change else pets.resources() == before
+    pets.cloud.outcomes.clear()
     pets.done(COMMANDS[name].words)
     destroyed(pets)

@@ -200,7 +200,7 @@ def test_a_fault_that_happens_once_is_retried(cloud, shell, run, monkeypatch, ca
     monkeypatch.setenv("MANIFEST", "oci")
     cloud.break_(f"ecr:{call}", fault, times=1)
     run()
-    assert cloud.broken
+    assert cloud.injected
 
 
 @pytest.mark.parametrize("word", ["build", "login", "push"])
@@ -454,7 +454,7 @@ def test_a_running_build_of_another_image_is_not_followed(cloud, builder, run):
 def test_a_fault_of_codebuild_that_happens_once_is_retried(cloud, builder, run, call, fault):
     cloud.break_(call, fault, times=1)
     run("--builder", "codebuild")
-    assert cloud.broken
+    assert cloud.injected
     assert len(builder.requests) == 1
 
 
@@ -635,7 +635,7 @@ def test_isolation_is_as_set_and_by_default_on_where_aws_supports_it(
 def test_settings_that_contradict_each_other_are_rejected(cloud, shell, run, deploy, words, says):
     run()
     assert says in deploy(*words, code=2)
-    assert cloud.left() == []
+    assert cloud.resources() == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""AWS on this machine: moto, and before it fake_aws_answers.py. Our code gets its address and nothing else.
+"""A fake AWS account on this machine: moto, with fake_aws_answers.py in front of it.
 
-It notes every call by AWS's own name, and can break any of them, once or always: see FAULTS.
+The code under test gets its address and nothing else. Every call is counted by its AWS name, and each can be
+made to fail, once or always: see FAULTS.
 """
 
 import copy
@@ -11,12 +12,13 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from botocore.retries.standard import ExponentialBackoff
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
@@ -29,49 +31,54 @@ from fake_aws_answers import ANSWERS, REGION, Problem
 from lifecycle import smoke_test
 from moto_process import KEYS
 
+MAIN_THREAD = threading.main_thread().ident or 0
 OWN = f"Credential={KEYS['aws_access_key_id']}/"
-FAULTS = {  # what a broken call answers: status, AWS's code, message
+FAULTS = {  # the response to a call with a fault: status, AWS's code, message
     "throttle": (400, "ThrottlingException", "Rate exceeded"),
     "500": (500, "InternalFailure", "We encountered an internal error. Please try again."),
     "denied": (403, "AccessDeniedException", "User: arn:aws:iam::123456789012:user/me is not authorized"),
     "limit": (400, "ResourceLimitExceeded", "The account-level service limit is 0 Instances."),
     "expired": (400, "ExpiredTokenException", "The security token included in the request is expired"),
-}  # and "cut": the work is done and the connection dies; "interrupt": Ctrl-C in this very moment
+}  # and "cut": AWS does the work, then the connection is closed; "interrupt": SIGINT before the response
 
 
 @dataclass
 class Fault:
-    """What happens to a call, and how often."""
+    """A fault to inject into a call, and how often."""
 
-    call: str  # "" is any
+    call: str  # "" matches any
     kind: str
     times: float
-    after: int = 0  # so many such calls go well before
+    after: int = 0  # calls that succeed before
 
 
 @dataclass
-class Cloud:
-    """An account. `answer(endpoint, headers, body)` is what its containers say: a status and bytes."""
+class FakeAccount:
+    """An account. `answer(endpoint, headers, body)` is its containers' response: a status and bytes."""
 
     moto: moto_process.Moto
     url: str = ""
     calls: Counter = field(default_factory=Counter)
-    broken: Counter = field(default_factory=Counter)  # (call, kind of fault)
+    injected: Counter = field(default_factory=Counter)  # (call, kind of fault)
     faults: list[Fault] = field(default_factory=list)
-    fates: dict[str, tuple[str, str]] = field(default_factory=dict)  # by configuration, or "any"
-    moving: dict[str, list] = field(default_factory=dict)  # what endpoints are doing
-    looks: int = 1
+    outcomes: dict[str, tuple[str, str]] = field(
+        default_factory=dict
+    )  # status, reason; by configuration or "any"
+    transitions: dict[str, list] = field(
+        default_factory=dict
+    )  # status, polls left, outcome, reason; by endpoint
+    polls: int = 1  # DescribeEndpoint calls until a transition ends
     updates: list[dict] = field(default_factory=list)
     quotas: dict[str, float] = field(default_factory=dict)
-    denied: set[str] = field(default_factory=set)  # actions that IAM's simulator says no to
+    denied_actions: set[str] = field(default_factory=set)  # in IAM's policy simulator
     percentiles: dict[str, float] = field(default_factory=dict)  # "ModelLatency p99": microseconds
-    job_end: tuple[str, str] = ("Completed", "")
+    job_outcome: tuple[str, str] = ("Completed", "")  # of batch transform jobs
     answer: Callable = lambda endpoint, headers, body: (503, b"there is no container")
     clients: dict = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a user of this account has in the environment."""
+        """The environment variables of a user of this account."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "me",
@@ -81,35 +88,35 @@ class Cloud:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
-    def client(self, service: str, region: str = REGION):
-        """A boto3 client of the test's own, whose calls are neither noted nor broken."""
+    def client(self, service: str, region: str = REGION) -> Any:
+        """A boto3 client for the test itself, whose calls are neither counted nor made to fail."""
         if (service, region) not in self.clients:
             self.clients[service, region] = fast_boto3.SESSION.client(
                 service, region, endpoint_url=self.url, **KEYS
             )
         return self.clients[service, region]
 
-    def fate(self, config: str) -> tuple[str, str] | None:
-        """How an endpoint with this configuration ends, if a test has laid that down."""
-        return self.fates.get(config) or self.fates.get("any")
+    def outcome_of(self, config: str) -> tuple[str, str] | None:
+        """The status and reason in which an endpoint with this configuration ends, if a test has set one."""
+        return self.outcomes.get(config) or self.outcomes.get("any")
 
     def break_(self, call: str, kind: str, times: float = float("inf"), after: int = 0) -> None:
-        """Break a call ("sagemaker:CreateModel") so many times."""
+        """Inject a fault into a call ("sagemaker:CreateModel") so many times."""
         self.faults.append(Fault(call, kind, times, after))
 
     def fault_of(self, call: str) -> Fault | None:
-        """What happens to this call, if anything."""
+        """The fault of this call, if it has one."""
         fault = next((one for one in self.faults if one.call in ("", call) and one.times > 0), None)
         if fault and fault.after > 0:
             fault.after -= 1
             return None
         if fault:
             fault.times -= 1
-            self.broken[call, fault.kind] += 1
+            self.injected[call, fault.kind] += 1
         return fault
 
-    def left(self) -> list[str]:
-        """Every resource in the account that costs or stays, by AWS's own lists; roles and S3 apart."""
+    def resources(self) -> list[str]:
+        """Every resource in the account as AWS lists it, except roles and S3 objects."""
         sagemaker, scaler = self.client("sagemaker"), self.client("application-autoscaling")
         found = [f"endpoint {one['EndpointName']}" for one in sagemaker.list_endpoints()["Endpoints"]]
         configs = sagemaker.list_endpoint_configs()["EndpointConfigs"]
@@ -125,7 +132,7 @@ class Cloud:
         return found + [f"alarm {one['AlarmName']}" for one in alarms]
 
     def objects(self) -> list[str]:
-        """Every object in every bucket, and every upload in parts that was not finished."""
+        """Every object in every bucket, and every unfinished multipart upload."""
         s3 = self.client("s3")
         return [
             f"s3://{bucket['Name']}/{one['Key']}"
@@ -134,8 +141,8 @@ class Cloud:
             + s3.list_multipart_uploads(Bucket=bucket["Name"]).get("Uploads", [])
         ]
 
-    def __call__(self, environ: dict, start_response: Callable):
-        """WSGI: note the call, break it if it shall be broken, answer it here or hand it to moto."""
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """WSGI: count the call, apply its fault if it has one, answer it here or pass it to moto."""
         request = Request(environ)
         body = request.get_data()
         environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
@@ -148,13 +155,13 @@ class Cloud:
             return refusal(request, call, *FAULTS[fault.kind])(environ, start_response)
         reply = self.stand_in(request, call, body) or Response.from_app(self.moto, environ)
         if fault and fault.kind == "interrupt":  # once AWS has done the work, so that no test races with it
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            signal.pthread_kill(MAIN_THREAD, signal.SIGINT)
         if fault and fault.kind == "cut":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return reply(environ, start_response)
 
     def stand_in(self, request: Request, call: str, body: bytes) -> Response | None:
-        """The answer to what moto does not know, or does not do as AWS does."""
+        """The response to a call that moto does not implement, or not as AWS does."""
         if call not in ANSWERS:
             return None
         given = json.loads(body) if body[:1] == b"{" and "X-Amz-Target" in request.headers else {}
@@ -176,10 +183,10 @@ class Snapshot:
 
 
 SNAPSHOTS: dict[str, Snapshot] = {}
-STATE = ("calls", "fates", "job_end", "moving", "updates")
+STATE = ("calls", "job_outcome", "outcomes", "transitions", "updates")
 
 
-def prepare(cloud: Cloud, name: str, make: Callable[[], object], folder: Path) -> None:
+def prepare(cloud: FakeAccount, name: str, make: Callable[[], object], folder: Path) -> None:
     """Bring an empty account and a project's folder to where `make` brings them.
 
     It runs once in this process. Whoever gives the same name later gets a copy of the result.
@@ -202,9 +209,9 @@ def prepare(cloud: Cloud, name: str, make: Callable[[], object], folder: Path) -
 
 
 @contextmanager
-def running() -> Iterator[Cloud]:
+def running() -> Iterator[FakeAccount]:
     """An empty account, until the block ends."""
-    cloud = Cloud(moto_process.empty().fork())
+    cloud = FakeAccount(moto_process.empty().fork())
     server = make_server("127.0.0.1", 0, cloud, threaded=True, request_handler=Quiet)
     cloud.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -228,7 +235,7 @@ class Quiet(WSGIRequestHandler):
         pass
 
 
-def nobody(monkeypatch) -> None:
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process has no AWS credentials."""
     for key in [key for key in os.environ if key.startswith("AWS_")]:
         monkeypatch.delenv(key)
@@ -238,8 +245,8 @@ def nobody(monkeypatch) -> None:
 
 
 @contextmanager
-def account(monkeypatch) -> Iterator[Cloud]:
-    """A running cloud that is this process's own AWS; waiting takes no time and nothing is tried long."""
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAccount]:
+    """A fake account that is AWS for this process; waiting takes no time and retries are few."""
     nobody(monkeypatch)
     with running() as cloud:
         for key, value in cloud.environment.items():
@@ -261,8 +268,8 @@ def account(monkeypatch) -> Iterator[Cloud]:
                 signal.signal(sign, handler)
 
 
-def build(folder, archive: bytes = b"one") -> None:
-    """A build/<project> folder as deploying reads it: an archive, and two validation pictures."""
+def build(folder: Path, archive: bytes = b"one") -> None:
+    """A build/<project> folder with what deploy reads: an archive and two validation pictures."""
     (folder / "train").mkdir(parents=True, exist_ok=True)
     (folder / "model.tar.gz").write_bytes(archive)
     entries = []
@@ -273,7 +280,7 @@ def build(folder, archive: bytes = b"one") -> None:
     (folder / "train" / "validation.json").write_text(json.dumps(entries))
 
 
-def knowing(endpoint, headers, body: bytes) -> tuple[int, bytes]:
-    """A container that knows those pictures."""
+def knowing(endpoint: Any, headers: Any, body: bytes) -> tuple[int, bytes]:
+    """A container that classifies those pictures correctly."""
     label = body[3:].decode()
     return 200, json.dumps({"class": label, "confidence": 0.95, "predictions": []}).encode()

@@ -1,13 +1,18 @@
-"""What AWS answers and moto does not: functions of the cloud, the request and its JSON, by AWS's own names.
+"""AWS's responses where moto has none or another: functions of the account, the request and its JSON.
 
 Each returns a dict (200), a Problem (ValidationException), a Response, or None: then moto answers.
 """
 
 import json
 import time
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from werkzeug.wrappers import Response
+from werkzeug.wrappers import Request, Response
+
+if TYPE_CHECKING:
+    from fake_aws import FakeAccount
 
 REGION = "eu-west-1"
 ACCOUNT = "123456789012"
@@ -20,96 +25,100 @@ class Problem(str):
 
 
 class Missing(Problem):
-    """The message where AWS has a code of its own for what is not there."""
+    """The message of a service whose code for a missing resource is this one."""
 
     code = "ResourceNotFound"
 
 
-def taken(name, known, what):
+Answer = dict[str, Any] | Problem | Response | None
+
+
+def taken(name: str, known: Container[str], what: str) -> Problem | None:
     return Problem(f'Cannot create already existing {what} "{name}".') if name in known else None
 
 
-# --- SageMaker, where moto is too kind
+# --- SageMaker, where moto accepts what AWS rejects
 
 
-def create_model(cloud, request, given):
+def create_model(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     return taken(given["ModelName"], cloud.moto.sagemaker().models, "model")
 
 
-def create_endpoint_config(cloud, request, given):
+def create_endpoint_config(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     return taken(given["EndpointConfigName"], cloud.moto.sagemaker().configs, "endpoint configuration")
 
 
-def create_endpoint(cloud, request, given):
+def create_endpoint(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     name, config, there = given["EndpointName"], given["EndpointConfigName"], cloud.moto.sagemaker()
     if problem := taken(name, there.endpoints, "endpoint"):
         return problem
     if config in there.configs:
-        end, reason = cloud.fate(config) or ("InService", "")
-        cloud.moving[name] = ["Creating", cloud.looks, end, reason]
+        end, reason = cloud.outcome_of(config) or ("InService", "")
+        cloud.transitions[name] = ["Creating", cloud.polls, end, reason]
     return None
 
 
-def update_endpoint(cloud, request, given):
+def update_endpoint(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     name, config, there = given["EndpointName"], given["EndpointConfigName"], cloud.moto.sagemaker()
     endpoint = there.endpoints.get(name)
     if endpoint is None:
         return Problem(f"Could not find endpoint {name}.")
     if config not in there.configs:
         return Problem(f"Could not find endpoint configuration {config}.")
-    if name in cloud.moving or endpoint.endpoint_status == "Failed":
+    if name in cloud.transitions or endpoint.endpoint_status == "Failed":
         return Problem(f"Cannot update in-progress endpoint {endpoint.arn}.")
     cloud.updates.append(given)
-    end, reason = cloud.fate(config) or (config, "")
-    cloud.moving[name] = ["Updating", cloud.looks, end, reason]
+    end, reason = cloud.outcome_of(config) or (config, "")
+    cloud.transitions[name] = ["Updating", cloud.polls, end, reason]
     return {"EndpointArn": endpoint.arn}
 
 
-def delete_endpoint(cloud, request, given):
+def delete_endpoint(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     name = given["EndpointName"]
     if name not in cloud.moto.sagemaker().endpoints:
         return None
-    if name in cloud.moving:
-        return Problem(f"Cannot delete endpoint {name} while it is {cloud.moving[name][0]}.")
-    cloud.moving[name] = ["Deleting", cloud.looks, "gone", ""]
+    if name in cloud.transitions:
+        return Problem(f"Cannot delete endpoint {name} while it is {cloud.transitions[name][0]}.")
+    cloud.transitions[name] = ["Deleting", cloud.polls, "gone", ""]
     return {}
 
 
-def describe_endpoint(cloud, request, given):
-    """Then moto answers; but each look brings a moving endpoint nearer to its end."""
+def describe_endpoint(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
+    """Each call brings an endpoint in transition nearer to its outcome; then moto answers."""
     name = given["EndpointName"]
-    if name not in cloud.moving or name not in cloud.moto.sagemaker().endpoints:
-        return
-    status, looks, end, reason = cloud.moving[name]
-    if looks > 0:
-        cloud.moving[name][1] -= 1
+    if name not in cloud.transitions or name not in cloud.moto.sagemaker().endpoints:
+        return None
+    status, polls, end, reason = cloud.transitions[name]
+    if polls > 0:
+        cloud.transitions[name][1] -= 1
         cloud.moto.call("set_endpoint", name=name, endpoint_status=status)
-        return
-    del cloud.moving[name]
+        return None
+    del cloud.transitions[name]
     if end == "gone":
         cloud.moto.call("remove_endpoint", name=name)
-        return
+        return None
     failed = end == "Failed" and status == "Creating"
     state = {"endpoint_status": "Failed" if failed else "InService", "failure_reason": reason or None}
     cloud.moto.call("set_endpoint", name=name, **state)
-    if end != "Failed" and status == "Updating":  # else AWS goes on with the old configuration
+    if end != "Failed" and status == "Updating":  # else AWS keeps the old configuration
         cloud.moto.call("switch_endpoint", name=name, config=end)
+    return None
 
 
-def list_tags(cloud, request, given):
+def list_tags(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     kind, name = given["ResourceArn"].split(":")[-1].split("/")
     there = cloud.moto.sagemaker()
     known = {"model": there.models, "endpoint": there.endpoints, "endpoint-config": there.configs}
     return Problem(f"Could not find {kind} {name}.") if name not in known.get(kind, [name]) else None
 
 
-def create_transform_job(cloud, request, given):
-    """The answers to all pictures are written here and now; the job ends after some looks, as an endpoint."""
+def create_transform_job(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
+    """All outputs are written at once; the job ends after some polls, as an endpoint does."""
     reply = Response.from_app(cloud.moto, request.environ)
     name = given["TransformJobName"]
     cloud.moto.call("set_transform_job", name=name, transform_job_status="InProgress")
-    cloud.moving[f"job {name}"] = ["InProgress", cloud.looks, *cloud.job_end]
-    if cloud.job_end[0] == "Completed":
+    cloud.transitions[f"job {name}"] = ["InProgress", cloud.polls, *cloud.job_outcome]
+    if cloud.job_outcome[0] == "Completed":
         there, _, prefix = given["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"][5:].partition("/")
         aim, _, folder = given["TransformOutput"]["S3OutputPath"][5:].partition("/")
         s3 = cloud.client("s3")
@@ -121,25 +130,26 @@ def create_transform_job(cloud, request, given):
     return reply
 
 
-def describe_transform_job(cloud, request, given):
+def describe_transform_job(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     """Then moto answers."""
     name = f"job {given['TransformJobName']}"
-    if name not in cloud.moving:
-        return
-    _, looks, end, reason = cloud.moving[name]
-    cloud.moving[name][1] -= 1
-    if looks <= 0:
-        del cloud.moving[name]
+    if name not in cloud.transitions:
+        return None
+    _, polls, end, reason = cloud.transitions[name]
+    cloud.transitions[name][1] -= 1
+    if polls <= 0:
+        del cloud.transitions[name]
         state = {"transform_job_status": end, "failure_reason": reason}
         cloud.moto.call("set_transform_job", name=given["TransformJobName"], **state)
+    return None
 
 
-def stop_transform_job(cloud, request, given):
+def stop_transform_job(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     name = given["TransformJobName"]
     status = cloud.moto.sagemaker().jobs[name].status
     if status != "InProgress":
         return Problem(f"The request was rejected because the transform job is in status {status}.")
-    cloud.moving.pop(f"job {name}", None)
+    cloud.transitions.pop(f"job {name}", None)
     cloud.moto.call("set_transform_job", name=name, transform_job_status="Stopped")
     return {}
 
@@ -147,7 +157,7 @@ def stop_transform_job(cloud, request, given):
 # --- its runtime
 
 
-def invoke_endpoint(cloud, request, given):
+def invoke_endpoint(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     name = request.path.split("/")[2]
     endpoint = cloud.moto.sagemaker().endpoints.get(name)
     if endpoint is None or endpoint.endpoint_status not in ("InService", "Updating"):
@@ -166,13 +176,13 @@ def invoke_endpoint(cloud, request, given):
     return Response(json.dumps(error), 424, headers, content_type="application/json")
 
 
-def invoke_endpoint_async(cloud, request, given):
+def invoke_endpoint_async(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     there = cloud.moto.sagemaker()
     endpoint = there.endpoints[request.path.split("/")[2]]
     places = there.configs[endpoint.endpoint_config_name].async_inference_config["OutputConfig"]
-    there, _, key = request.headers["X-Amzn-SageMaker-InputLocation"][5:].partition("/")
+    bucket, _, key = request.headers["X-Amzn-SageMaker-InputLocation"][5:].partition("/")
     s3 = cloud.client("s3")
-    picture = s3.get_object(Bucket=there, Key=key)["Body"].read()
+    picture = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
     status, answer = cloud.answer(endpoint, request.headers, picture)
     name = f"/{key.rpartition('/')[2]}.out"
     bucket, _, path = places["S3OutputPath" if status == 200 else "S3FailurePath"][5:].partition("/")
@@ -187,7 +197,7 @@ def invoke_endpoint_async(cloud, request, given):
 # --- other services
 
 
-def list_service_quotas(cloud, request, given):
+def list_service_quotas(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     quotas = enumerate(cloud.quotas.items())
     return {
         "Quotas": [
@@ -197,8 +207,8 @@ def list_service_quotas(cloud, request, given):
     }
 
 
-def get_metric_data(cloud, request, given):
-    """Percentiles, of which moto makes nothing; the rest is moto's."""
+def get_metric_data(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
+    """Percentiles, which moto does not compute; the rest is moto's."""
     if not cloud.percentiles:
         return None
     results = []
@@ -212,24 +222,25 @@ def get_metric_data(cloud, request, given):
     return {"MetricDataResults": results}
 
 
-def delete_alarms(cloud, request, given):
-    """Then moto answers; AWS deletes none of them where it does not know one."""
+def delete_alarms(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
+    """Then moto answers; AWS deletes none of them if one does not exist."""
     unknown = set(given["AlarmNames"]) - set(cloud.moto.call("alarm_names"))
     return Missing(f"there is no alarm {min(unknown)}") if unknown else None
 
 
-def deregister_scalable_target(cloud, request, given):
-    """Then moto answers; AWS takes the target's policies away with it."""
+def deregister_scalable_target(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
+    """Then moto answers; AWS deletes the target's policies with it."""
     cloud.moto.call("remove_scaling_policies", resource_id=given["ResourceId"])
+    return None
 
 
-def simulate_principal_policy(cloud, request, given):
+def simulate_principal_policy(cloud: "FakeAccount", request: Request, given: dict[str, Any]) -> Answer:
     form = {key: values[0] for key, values in parse_qs(request.get_data(as_text=True)).items()}
     actions = [value for key, value in form.items() if key.startswith("ActionNames.member.")]
+    decisions = {one: "implicitDeny" if one in cloud.denied_actions else "allowed" for one in actions}
     results = "".join(
-        f"<member><EvalActionName>{action}</EvalActionName>"
-        f"<EvalDecision>{'implicitDeny' if action in cloud.denied else 'allowed'}</EvalDecision></member>"
-        for action in actions
+        f"<member><EvalActionName>{action}</EvalActionName><EvalDecision>{decision}</EvalDecision></member>"
+        for action, decision in decisions.items()
     )
     xml = (
         '<SimulatePrincipalPolicyResponse xmlns="https://iam.amazonaws.com/doc/2010-05-08/">'
@@ -239,7 +250,7 @@ def simulate_principal_policy(cloud, request, given):
     return Response(xml, content_type="text/xml")
 
 
-ANSWERS = {
+ANSWERS: dict[str, Callable[["FakeAccount", Request, dict[str, Any]], Answer]] = {
     "application-autoscaling:DeregisterScalableTarget": deregister_scalable_target,
     "sagemaker:CreateModel": create_model,
     "sagemaker:CreateEndpointConfig": create_endpoint_config,

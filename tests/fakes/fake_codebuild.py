@@ -1,6 +1,6 @@
-"""CodeBuild, which moto has without any building: a build really runs the buildspec, in a clean folder.
+"""CodeBuild, of which moto has only the API: a build really runs the buildspec, in an empty folder.
 
-Its `docker` and `aws` are fake_docker_cli.py's: what it pushes is in moto's ECR, what it writes in moto's logs.
+Its `docker` and `aws` are fake_docker_cli.py's: what it pushes is in moto's ECR, its output in moto's logs.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ GROUP = "/aws/codebuild/fastai-sagemaker-pets"
 
 
 class CodeBuild:
-    """An account's builds. `tools` is the folder of programs that its machines have besides a shell's."""
+    """An account's builds. `tools` is a folder of programs for their PATH."""
 
     def __init__(self, cloud, folder: Path, tools: Path) -> None:
         self.cloud, self.folder, self.tools = cloud, folder, tools
         self.builds: dict[str, dict] = {}
         self.requests: list[dict] = []
         self.threads: list[threading.Thread] = []
-        self.hold = threading.Event()  # a build waits for it
+        self.hold = threading.Event()  # a build finishes once it is set
         self.hold.set()
 
     def end(self) -> None:
-        """Let every build come to its end."""
+        """Wait until every build has finished."""
         self.hold.set()
         for thread in self.threads:
             thread.join(60)
@@ -115,11 +115,17 @@ class CodeBuild:
             known |= {name: os.environ[name]} if name in os.environ else {}
         lines = [line for phase in spec["phases"].values() for line in phase["commands"]]
         script = "\n".join(f"{line} || exit $?" for line in lines)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        command = [spec["env"]["shell"], "-c", script]
         environment = known | spec["env"]["variables"] | variables
         with subprocess.Popen(
-            [spec["env"]["shell"], "-c", script], cwd=place, env=environment, **pipes
+            command,
+            cwd=place,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as done:
+            assert done.stdout is not None
             for line in done.stdout:
                 write({"timestamp": int(time.time() * 1000), "message": line})
         return done.returncode

@@ -1,20 +1,21 @@
 """A registry on this machine, to which a real Docker pushes: blobs in memory, manifests in moto's ECR.
 
-The distribution protocol, as far as `docker push` speaks it; who has no token is refused.
+The distribution protocol, as far as `docker push` uses it; requests without the token are rejected.
 """
 
 import base64
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
 
 class Hub:
-    """The registry; `address` is what a repository's URI begins with."""
+    """The registry; `address` is how a repository's URI starts."""
 
     def __init__(self, cloud, password: str) -> None:
         self.cloud, self.address, self.repository = cloud, "", ""
@@ -22,9 +23,12 @@ class Hub:
         self.blobs: dict[str, bytes] = {}
         self.uploads: dict[str, bytes] = {}
 
-    @Request.application
-    def __call__(self, request: Request) -> Response:
-        """The answer to one request."""
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """WSGI: the response to one request."""
+        return self.respond(Request(environ))(environ, start_response)
+
+    def respond(self, request: Request) -> Response:
+        """The response to one request."""
         if request.headers.get("Authorization") != self.expected:
             return Response("", 401, {"WWW-Authenticate": 'Basic realm="hub"'})
         if request.path == "/v2/":
@@ -34,7 +38,7 @@ class Hub:
         return self.manifest(request, name) if kind == "manifests" else self.blob(request, name)
 
     def manifest(self, request: Request, tag: str) -> Response:
-        """A manifest is asked for, or put."""
+        """HEAD, GET or PUT of a manifest."""
         if request.method != "PUT":
             return Response("", 404)
         body = request.get_data()
@@ -50,7 +54,7 @@ class Hub:
         return Response("", 201, {"Docker-Content-Digest": digest})
 
     def blob(self, request: Request, name: str) -> Response:
-        """A layer is asked for, or sent: begun, in pieces, and finished."""
+        """HEAD or GET of a layer, or its upload: started, in pieces, and finished."""
         if request.method in ("HEAD", "GET"):
             found = self.blobs.get(name)
             headers = {"Docker-Content-Digest": name, "Content-Length": str(len(found or b""))}
@@ -74,7 +78,7 @@ class Hub:
 
 @contextmanager
 def running(cloud, password: str) -> Iterator[Hub]:
-    """A registry, until the block ends. Docker takes one at 127.0.0.1 without TLS."""
+    """A registry, until the block ends. Docker accepts one without TLS at 127.0.0.1."""
     hub = Hub(cloud, password)
     server = make_server("127.0.0.1", 0, hub, threaded=True, request_handler=Chunked)
     hub.address = f"127.0.0.1:{server.server_port}"
@@ -89,7 +93,7 @@ def running(cloud, password: str) -> Iterator[Hub]:
 
 
 class Chunked(WSGIRequestHandler):
-    """Docker sends layers in chunks, over connections that stay."""
+    """Docker sends layers in chunks, over persistent connections."""
 
     protocol_version = "HTTP/1.1"
 

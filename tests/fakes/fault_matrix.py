@@ -1,4 +1,4 @@
-"""Every command that talks to AWS, for test_endpoint_faults.py: what came before it, and what it calls."""
+"""Every command that calls AWS, for test_endpoint_faults.py: what runs before it, and its calls."""
 
 import time
 from collections.abc import Callable
@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 
+import pytest
+
 import endpoint
 import fake_aws
 import role
 import upload
-from fake_aws import Cloud, build
+from fake_aws import FakeAccount, build
 from fake_aws_answers import REGION
 
 PICTURES = "s3://pictures/"  # the user's own bucket
@@ -24,12 +26,12 @@ LOGS = {"logGroupName": "/aws/sagemaker/Endpoints/pets"}
 class Pets:
     """A project, the account that it is in, and a terminal."""
 
-    cloud: Cloud
+    cloud: FakeAccount
     folder: Path
-    capsys: object
+    capsys: pytest.CaptureFixture[str]
 
     def __call__(self, words: str) -> tuple[int, str]:
-        """Run a command in this process; the exit code and what it said."""
+        """Run a command in this process; the exit code and the output."""
         verb, *rest = words.split()
         self.capsys.readouterr()
         code = self.script(verb)([*rest, "--project", "pets"])
@@ -47,26 +49,26 @@ class Pets:
         }.get(verb, lambda words: endpoint.main([verb, "--build", str(self.folder), *words]))
 
     def done(self, *commands: str) -> None:
-        """Run commands that must go well."""
+        """Run commands that must succeed."""
         for words in commands:
             code, said = self(words)
             assert code == 0, said
 
-    def left(self) -> list[str]:
+    def resources(self) -> list[str]:
         """Everything in the account that was made for the project."""
         logs, sagemaker = self.cloud.client("logs"), self.cloud.client("sagemaker")
         jobs = sagemaker.list_transform_jobs()["TransformJobSummaries"]
         going = [one["TransformJobName"] for one in jobs if one["TransformJobStatus"] == "InProgress"]
         groups = [one["logGroupName"] for one in logs.describe_log_groups()["logGroups"]]
         objects = [one for one in self.cloud.objects() if not one.startswith(PICTURES)]
-        return self.cloud.left() + going + groups + objects
+        return self.cloud.resources() + going + groups + objects
 
     def endpoint(self) -> dict:
         """The endpoint as AWS describes it."""
         return self.cloud.client("sagemaker").describe_endpoint(EndpointName="pets")
 
 
-# --- what came before
+# --- what runs before
 
 
 def nothing(pets: Pets) -> None:
@@ -74,12 +76,12 @@ def nothing(pets: Pets) -> None:
 
 
 def parts(pets: Pets) -> None:
-    """An archive that is sent in parts."""
+    """An archive that is uploaded in parts."""
     build(pets.folder, archive=LARGE)
 
 
 def remembered(before: Callable[["Pets"], None]) -> Callable[["Pets"], None]:
-    """Make this process prepare it once, and copy it from then on."""
+    """Prepare it once in this process, and copy the result from then on."""
 
     @wraps(before)
     def prepare(pets: Pets) -> None:
@@ -101,21 +103,21 @@ def packaged(pets: Pets) -> None:
 
 
 def failing(pets: Pets) -> None:
-    """The endpoint will fail, and its container will have written why."""
+    """The next endpoint will fail; its container has logged the reason."""
     packaged(pets)
     write(pets.cloud)
-    pets.cloud.fates["any"] = ("Failed", REASON)
+    pets.cloud.outcomes["any"] = ("Failed", REASON)
 
 
 @remembered
 def failed(pets: Pets) -> None:
-    """The endpoint has failed, and nobody was there to undo it."""
+    """The endpoint has failed after deploy was interrupted, so that nothing was rolled back."""
     failing(pets)
     pets.cloud.break_("sagemaker:DescribeEndpoint", "interrupt", times=1, after=1)
     assert pets("deploy")[0] == 130
     pets.cloud.client("sagemaker").describe_endpoint(EndpointName="pets")
     assert pets.endpoint()["EndpointStatus"] == "Failed"
-    pets.cloud.fates.clear()
+    pets.cloud.outcomes.clear()
 
 
 @remembered
@@ -126,30 +128,30 @@ def deployed(pets: Pets) -> None:
 
 
 @remembered
-def packaged_anew(pets: Pets) -> None:
+def repackaged(pets: Pets) -> None:
     """There is an endpoint, and another archive."""
     deployed(pets)
     build(pets.folder, archive=b"two")
     pets.done("upload")
 
 
-def failing_anew(pets: Pets) -> None:
+def failing_update(pets: Pets) -> None:
     """The other archive will not start."""
-    packaged_anew(pets)
+    repackaged(pets)
     write(pets.cloud)
-    pets.cloud.fates["any"] = ("Failed", REASON)
+    pets.cloud.outcomes["any"] = ("Failed", REASON)
 
 
 @remembered
 def updated(pets: Pets) -> None:
     """The endpoint serves its second archive."""
-    packaged_anew(pets)
+    repackaged(pets)
     pets.done("deploy")
 
 
 @remembered
 def full(pets: Pets) -> None:
-    """There is all that a project can have: an endpoint, alarms, a running transform, half an upload."""
+    """All that a project can have: an endpoint, alarms, a running transform, an unfinished upload."""
     packaged(pets)
     place = {"Bucket": f"sagemaker-{REGION}-123456789012", "Key": "pets/0123456789ab/model.tar.gz"}
     pets.cloud.client("s3").create_multipart_upload(**place)
@@ -158,7 +160,7 @@ def full(pets: Pets) -> None:
     pets.done("upload", f"deploy {FULL}")
     write(pets.cloud)
     put_photo(pets.cloud)
-    pets.cloud.job_end = ("InProgress", "")  # for long
+    pets.cloud.job_outcome = ("InProgress", "")  # for long
     pets.cloud.break_("sagemaker:DescribeTransformJob", "interrupt", times=1)
     assert pets(TRANSFORM)[0] == 130
 
@@ -169,15 +171,15 @@ def photos(pets: Pets) -> None:
     put_photo(pets.cloud)
 
 
-def put_photo(cloud: Cloud) -> None:
-    """A picture in a bucket of the user's own."""
+def put_photo(cloud: FakeAccount) -> None:
+    """A picture in the user's own bucket."""
     s3 = cloud.client("s3")
     s3.create_bucket(Bucket="pictures", CreateBucketConfiguration={"LocationConstraint": REGION})
     s3.put_object(Bucket="pictures", Key="in/cat.jpg", Body=b"\xff\xd8\xffcat")
 
 
-def write(cloud: Cloud) -> None:
-    """The endpoint's container writes a line."""
+def write(cloud: FakeAccount) -> None:
+    """The endpoint's container logs a line."""
     logs, stream = cloud.client("logs"), {"logStreamName": "AllTraffic/i-0123456789abcdef"}
     logs.create_log_group(**LOGS)
     logs.create_log_stream(**LOGS, **stream)
@@ -190,9 +192,9 @@ def write(cloud: Cloud) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, what came before it, all that it calls, and its exit code when nothing breaks.
+    """A command line, what runs before it, all its calls, and its exit code without a fault.
 
-    `like` is a command that makes some of the calls in the same way: they are broken there alone.
+    `like` is a command that makes some of the calls in the same way: they get faults there alone.
     """
 
     words: str
@@ -233,7 +235,7 @@ COMMANDS = {
         nothing,
         "sts:GetCallerIdentity iam:GetRole iam:CreateRole iam:UpdateAssumeRolePolicy iam:PutRolePolicy",
     ),
-    "role's end": Command(
+    "role --remove": Command(
         "role --remove", roles, "sts:GetCallerIdentity iam:GetRole iam:DeleteRolePolicy iam:DeleteRole"
     ),
     "deploy": Command(f"deploy {FULL}", packaged, f"{NEW} {QUOTA} {TTL} {LIVE} {SCALE}"),
@@ -250,7 +252,7 @@ COMMANDS = {
         f"{NEW} {LIVE} {SCALED} scheduler:DeleteSchedule",
         like="deploy",
     ),
-    "deploy what fails": Command(
+    "deploy of what fails": Command(
         f"deploy {FULL}",
         failing,
         f"{NEW} {QUOTA} {TTL} {UNDO} {UNSCALE} sagemaker:DeleteEndpoint scheduler:DeleteSchedule"
@@ -258,7 +260,7 @@ COMMANDS = {
         like="deploy",
         code=1,
     ),
-    "deploy what failed": Command(
+    "deploy after a failure": Command(
         "deploy",
         failed,
         f"{PLAN} {QUOTA} sagemaker:ListTags {UNSCALE} sagemaker:DeleteEndpoint sagemaker:DescribeModel"
@@ -266,9 +268,7 @@ COMMANDS = {
         " logs:DescribeLogStreams logs:GetLogEvents scheduler:DeleteSchedule",
         like="deploy",
     ),
-    "update": Command(
-        f"deploy {FULL}", packaged_anew, f"{PLAN} {QUOTA} {MAKE} {TTL} {CHANGE} {LIVE} {SCALE}"
-    ),
+    "update": Command(f"deploy {FULL}", repackaged, f"{PLAN} {QUOTA} {MAKE} {TTL} {CHANGE} {LIVE} {SCALE}"),
     "update to less": Command(
         "deploy --ttl none --count 2",
         full,
@@ -278,7 +278,11 @@ COMMANDS = {
         like="update",
     ),
     "update to what fails": Command(
-        f"deploy {FULL}", failing_anew, f"{PLAN} {QUOTA} {MAKE} {TTL} {CHANGE} {UNDO}", like="update", code=1
+        f"deploy {FULL}",
+        failing_update,
+        f"{PLAN} {QUOTA} {MAKE} {TTL} {CHANGE} {UNDO}",
+        like="update",
+        code=1,
     ),
     "rollback": Command(
         "deploy --rollback",

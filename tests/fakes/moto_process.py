@@ -103,8 +103,8 @@ def empty() -> Moto:
     script = Path(__file__).with_name("moto_server.py")
     # The AWS settings of whoever runs the tests are not moto's; its end of the pipe says when we are gone.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, script], env=environment, **pipes)
+    command = [sys.executable, str(script)]
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     atexit.register(end, process)
     assert process.stdout is not None
     moto = Moto(int(process.stdout.readline()), process.pid)
@@ -113,7 +113,7 @@ def empty() -> Moto:
     return moto
 
 
-def end(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """End the first process and, as they read the same stdin, all others."""
     process.kill()
     process.communicate()

@@ -116,7 +116,8 @@ class Account:
     """WSGI: moto, with what this file adds."""
 
     def __init__(self) -> None:
-        FakeEndpointConfig.validate_instance_type = lambda *_: None  # moto's list of types is old
+        # moto's list of instance types is old.
+        FakeEndpointConfig.validate_instance_type = lambda *_: None  # type: ignore[method-assign]
         services = frozenset(moto.backends.list_of_moto_modules())  # moto lists its folder at every request
         moto.backends.list_of_moto_modules = lambda: services
         self.aws = DomainDispatcherApplication(create_backend_app)

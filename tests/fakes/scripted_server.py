@@ -1,11 +1,13 @@
-"""A real HTTP server that answers by a script: what the tests of the client talk to."""
+"""A real HTTP server whose responses are scripted: what the tests of the client connect to."""
 
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from typing import Any
 
 ANSWER = {
     "class": "cat",
@@ -14,15 +16,16 @@ ANSWER = {
 }
 
 
-def reply(status=200, body=ANSWER, wait=0, cut=False, **headers):
-    """One step of a script: after `wait` seconds send this, or cut the connection instead."""
-    if isinstance(body, dict):
-        body = json.dumps(body)
-    return SimpleNamespace(status=status, body=body.encode(), wait=wait, cut=cut, headers=headers)
+def reply(
+    status: int = 200, body: dict | str = ANSWER, wait: float = 0, *, cut: bool = False, **headers: Any
+) -> SimpleNamespace:
+    """One step of a script: after `wait` seconds send this, or close the connection instead (`cut`)."""
+    text = json.dumps(body) if isinstance(body, dict) else body
+    return SimpleNamespace(status=status, body=text.encode(), wait=wait, cut=cut, headers=headers)
 
 
-def model_error(status, body):
-    """How SageMaker passes on what a container refuses: 424, typed in a header, the original inside."""
+def model_error(status: int, body: dict | str) -> SimpleNamespace:
+    """How SageMaker passes on a container's error: 424, the type in a header, the original inside."""
     original = body if isinstance(body, str) else json.dumps(body)
     said = (
         f'Received client error ({status}) from primary with message "{original}". See https://... for more.'
@@ -34,23 +37,32 @@ def model_error(status, body):
         "OriginalStatusCode": status,
         "LogStreamArn": arn,
     }
-    return reply(424, wrapped, **{"x-amzn-errortype": "ModelError"})
+    return reply(424, wrapped, x_amzn_errortype="ModelError")
 
 
-def aws_error(status, code, message):
-    """How AWS itself refuses."""
-    return reply(status, {"message": message}, **{"x-amzn-errortype": f"{code}:http://internal.amazon.com/"})
+def aws_error(status: int, code: str, message: str) -> SimpleNamespace:
+    """An error of AWS itself."""
+    return reply(status, {"message": message}, x_amzn_errortype=f"{code}:http://internal.amazon.com/")
+
+
+class Server(ThreadingHTTPServer):
+    """Silent about clients that gave up waiting."""
+
+    def handle_error(self, *args: object) -> None:
+        pass
 
 
 @contextmanager
-def scripted(*steps, answer=None):
+def scripted(
+    *steps: SimpleNamespace, answer: Callable[[bytes], SimpleNamespace] | None = None
+) -> Iterator[SimpleNamespace]:
     """Serve `steps` in turn, then the last one for ever; or `answer(body)`. Yields url and requests."""
-    requests = []
+    requests: list[SimpleNamespace] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self):
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             requests.append(
                 SimpleNamespace(path=self.path, headers=self.headers, body=body, at=time.monotonic())
@@ -67,11 +79,10 @@ def scripted(*steps, answer=None):
             self.end_headers()
             self.wfile.write(step.body)
 
-        def log_message(self, *args):
+        def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda *args: None  # a client that gave up waiting
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
