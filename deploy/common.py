@@ -36,7 +36,7 @@ def terminal_safe(text: object) -> str:
     return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), plain)
 
 
-def sample_image() -> bytes:
+def sample_picture() -> bytes:
     """A PNG of 64 x 64 grey pixels, for a request whose answer does not matter."""
     from PIL import Image  # slow to import, and only few commands need it
 

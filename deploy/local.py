@@ -16,7 +16,7 @@ import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from common import CommandError, Parser, sample_image
+from common import CommandError, Parser, sample_picture
 from emulator import docker_run
 from emulator.process import HOST, RunningServer, environment_without_aws, server_process
 from emulator.sagemaker_proxy import PATHS, forward, proxy
@@ -123,7 +123,7 @@ def wait_until_ready(running: RunningServer, path: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     process = running.process
     while process.poll() is None and time.monotonic() < deadline:
-        if forward("POST", running.url + path, 5, sample_image())[0] == 200:
+        if forward("POST", running.url + path, 5, sample_picture())[0] == 200:
             return
         time.sleep(0.1)
     exited = process.poll() is not None

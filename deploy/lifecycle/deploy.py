@@ -9,7 +9,7 @@ from aws.client import Aws, Failure
 from aws.names import log_group
 from aws.pricing import price_of_variant, price_range
 from aws.roles import find_role
-from common import CommandError, sample_image
+from common import CommandError, sample_picture
 from ecr import repository
 from ecr.catalogue import is_gpu
 from lifecycle import preflight, smoke_test, ttl
@@ -32,7 +32,7 @@ from lifecycle.state import State, describe_config, kind_of, variant_of
 
 def check(aws: Aws, project: str, build: Path, settings: Settings) -> int:
     """`deploy --check`: settings and roles only, before an image is built or an archive uploaded."""
-    smoke_test.pick_image(build)
+    smoke_test.pick_picture(build)
     if settings.hosted_on:
         check_instance_type(aws, settings.hosted_on)
     find_role(aws, settings.role, project)
@@ -43,7 +43,7 @@ def check(aws: Aws, project: str, build: Path, settings: Settings) -> int:
 def deploy(aws: Aws, project: str, build: Path, settings: Settings) -> int:
     """Create the endpoint or update it, and report it live after the smoke test; returns the exit code."""
     archive = read_archive(build, aws)
-    image = smoke_test.pick_image(build)
+    picture = smoke_test.pick_picture(build)
     role = find_role(aws, settings.role, project)
     plan = make_plan(aws, project, build, archive, role, settings)
     schedule_role = ttl.check(aws, project, settings.ttl)
@@ -57,7 +57,7 @@ def deploy(aws: Aws, project: str, build: Path, settings: Settings) -> int:
             print(f"note: {note}")
     try:
         apply_plan(aws, plan, before, schedule_role)
-        answer = run_smoke_test(aws, project, settings.kind, archive.bucket, image)
+        answer = run_smoke_test(aws, project, settings.kind, archive.bucket, picture)
         mark_live(aws, project, plan.name, before, plan.tags)
     except Failure as error:
         model = plan.model["ModelName"]
@@ -114,10 +114,10 @@ def peak_instances(aws: Aws, plan: Plan, before: State) -> int:
     return plan.settings.count + running
 
 
-def run_smoke_test(aws: Aws, project: str, kind: str, bucket: str, image: smoke_test.TestImage) -> str:
+def run_smoke_test(aws: Aws, project: str, kind: str, bucket: str, picture: smoke_test.TestPicture) -> str:
     """One sentence on the right answer. Raises CommandError, with the log, if it was wrong or missing."""
     start = datetime.now(UTC)
-    passed, answer = smoke_test.run(aws, project, kind, bucket, image)
+    passed, answer = smoke_test.run(aws, project, kind, bucket, picture)
     if not passed:
         text = explain(aws, log_group(project), answer, start)
         raise CommandError(1, f"the endpoint {project} runs, but it is not live: {text}")
@@ -141,12 +141,12 @@ def roll_back(aws: Aws, project: str, build: Path, settings: Settings) -> int:
     repository.check_image_exists(aws, project, container["Image"])
     print(f"update endpoint {project} in {aws.region} back to {name}")
     print_price(aws, config, settings)
-    start, image = datetime.now(UTC), pick_image_for_rollback(build, project, name)
+    start, picture = datetime.now(UTC), pick_picture_for_rollback(build, project, name)
     try:
         set_deletion_time(aws, project, before, settings.ttl, schedule_role)
         update_endpoint(aws, project, config, before, settings)
         wait_until_serving(aws, project, name, start, update_limit(settings))
-        answer = run_smoke_test(aws, project, kind_of(config), bucket, image)
+        answer = run_smoke_test(aws, project, kind_of(config), bucket, picture)
         mark_live(aws, project, name, before, {})
     except Failure as error:
         raise restore_after_failure(aws, before, project, name, model, error) from error
@@ -155,13 +155,13 @@ def roll_back(aws: Aws, project: str, build: Path, settings: Settings) -> int:
     return 0
 
 
-def pick_image_for_rollback(build: Path, project: str, config: str) -> smoke_test.TestImage:
+def pick_picture_for_rollback(build: Path, project: str, config: str) -> smoke_test.TestPicture:
     """A picture for the smoke test of a configuration whose archive may not be the one in `build`.
 
     If it is not, any prediction passes.
     """
     try:
         packed = json.loads((build / "uploaded.json").read_text())["sha256"]
-        return smoke_test.pick_image(build, compare=config.startswith(f"{project}-{packed[:12]}-"))
+        return smoke_test.pick_picture(build, compare=config.startswith(f"{project}-{packed[:12]}-"))
     except (CommandError, OSError, ValueError, KeyError):
-        return smoke_test.TestImage("a grey picture", sample_image(), None)
+        return smoke_test.TestPicture("a grey picture", sample_picture(), None)

@@ -23,7 +23,7 @@ TRIES = 3  # of a request that is answered with an error, which may be the first
 
 
 @dataclass(frozen=True)
-class TestImage:
+class TestPicture:
     """A picture, and the labels with which it must be answered (None: any prediction passes)."""
 
     __test__ = False  # pytest collects classes by this name
@@ -33,7 +33,7 @@ class TestImage:
     expected: set[str] | None
 
 
-def pick_image(build: Path, *, compare: bool = True) -> TestImage:
+def pick_picture(build: Path, *, compare: bool = True) -> TestPicture:
     """The validation picture with training's most confident right answer. Raises CommandError without one."""
     source = build / "train" / "validation.json"
     try:
@@ -41,7 +41,7 @@ def pick_image(build: Path, *, compare: bool = True) -> TestImage:
         usable = [e for e in entries if (source.parent / e["file"]).stat().st_size <= MAX_BYTES]
         best = max(usable, key=lambda e: (e["predicted"] == e["labels"], e["confidence"]))
         file = source.parent / best["file"]
-        return TestImage(file.name, file.read_bytes(), set(best["predicted"]) if compare else None)
+        return TestPicture(file.name, file.read_bytes(), set(best["predicted"]) if compare else None)
     except FileNotFoundError as error:
         text = f"{error.filename}, which the smoke test needs, was not found"
         raise CommandError(2, f"{text}: run `invoke train` first") from None
@@ -50,22 +50,22 @@ def pick_image(build: Path, *, compare: bool = True) -> TestImage:
         raise CommandError(2, f"{text}: run `invoke train` first") from None
 
 
-def run(aws: Aws, project: str, kind: str, bucket: str, image: TestImage) -> tuple[bool, str]:
+def run(aws: Aws, project: str, kind: str, bucket: str, picture: TestPicture) -> tuple[bool, str]:
     """Whether the endpoint's answer is right, and one sentence on it."""
     invoke = invoke_async if kind == "async" else invoke_endpoint
     start, tries = time.monotonic(), 0
-    with progress_line(f"smoke test of {project} with {image.name}", "") as show:
+    with progress_line(f"smoke test of {project} with {picture.name}", "") as show:
         while True:
             tries += 1
             try:
-                return judge(invoke(aws, project, bucket, image.body, show), image)
+                return judge(invoke(aws, project, bucket, picture.body, show), picture)
             except AwsError as error:
                 loading = is_loading(error)
                 if error_code(error) != "ModelError" and not loading:
                     raise
                 wait_longer = loading and time.monotonic() - start < LOADING_SECONDS
                 if tries >= TRIES and not wait_longer:
-                    return False, f"it did not answer {image.name}: {container_message(error)}"
+                    return False, f"it did not answer {picture.name}: {container_message(error)}"
                 show("the container runs and loads the model" if loading else "it responded with an error")
             time.sleep(PAUSE)
 
@@ -108,20 +108,20 @@ def invoke_async(aws: Aws, project: str, bucket: str, picture: bytes, show: Call
     return b"nothing within 20 minutes"
 
 
-def judge(body: bytes, image: TestImage) -> tuple[bool, str]:
+def judge(body: bytes, picture: TestPicture) -> tuple[bool, str]:
     """Compare a response with training's answer."""
     try:
         answer = json.loads(body)
         labels = set(answer.get("classes", [answer["class"]]))
         label = terminal_safe(" ".join(answer["class"].split()))
-        text = f"{image.name} is {label} ({answer['confidence']:.1%})"
+        text = f"{picture.name} is {label} ({answer['confidence']:.1%})"
     except (ValueError, KeyError, TypeError, AttributeError):
         beginning = terminal_safe(body[:200].decode(errors="replace"))
-        return False, f"its response to {image.name} is not a prediction: {beginning}"
-    if image.expected is None:
+        return False, f"its response to {picture.name} is not a prediction: {beginning}"
+    if picture.expected is None:
         return True, f"{text}, answered by an older archive"
-    if labels != image.expected:
-        return False, f"the answer is that {text}, but training said {', '.join(sorted(image.expected))}"
+    if labels != picture.expected:
+        return False, f"the answer is that {text}, but training said {', '.join(sorted(picture.expected))}"
     return True, f"{text}, as training said"
 
 
