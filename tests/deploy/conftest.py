@@ -18,7 +18,7 @@ def cloud(monkeypatch):
 
 
 @pytest.fixture
-def pets(cloud, tmp_path, capsys):
+def run_verb(cloud, tmp_path, capsys):
     """deploy/endpoint.py's verbs, after the roles were created and the archive was uploaded.
 
     `deploy` uploads the archive first, as `invoke deploy` does. Returns the output.
@@ -30,7 +30,7 @@ def pets(cloud, tmp_path, capsys):
     def upload_archive():
         assert upload.main([*paths, "--project", "pets"]) == 0
 
-    def pets(verb, *words, code=0):
+    def run_verb(verb, *words, code=0):
         if verb == "deploy":
             upload_archive()
         capsys.readouterr()
@@ -45,5 +45,5 @@ def pets(cloud, tmp_path, capsys):
         upload_archive()
 
     aws.prepare(cloud, "role and archive", package, folder)
-    pets.folder = folder
-    return pets
+    run_verb.folder = folder
+    return run_verb

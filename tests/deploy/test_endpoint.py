@@ -63,26 +63,28 @@ def test_an_endpoint_is_created_and_deleted_completely(cloud, invoked):
     assert "nothing of pets is on AWS" in invoked("destroy", "--yes", "--data")
 
 
-def test_a_new_archive_is_an_update_and_can_be_rolled_back(cloud, pets):
-    pets("deploy")
+def test_a_new_archive_is_an_update_and_can_be_rolled_back(cloud, run_verb):
+    run_verb("deploy")
     first = described(cloud)[0]["EndpointConfigName"]
-    build(pets.folder, archive=b"two")
-    assert "update endpoint pets" in pets("deploy")
+    build(run_verb.folder, archive=b"two")
+    assert "update endpoint pets" in run_verb("deploy")
     endpoint, tags = described(cloud)
     second = endpoint["EndpointConfigName"]
     assert second != first
     assert (tags["live"], tags["previous"]) == (second, first)
     assert cloud.calls["sagemaker:CreateEndpoint"] == 1
 
-    assert f"pets is live with {first}" in pets("deploy", "--rollback")
+    assert f"pets is live with {first}" in run_verb("deploy", "--rollback")
     endpoint, tags = described(cloud)
     assert endpoint["EndpointConfigName"] == first
     assert (tags["live"], tags["previous"]) == (first, second)
 
 
-def test_ttl_scaling_and_tags_are_created_and_removed_again(cloud, pets):
+def test_ttl_scaling_and_tags_are_created_and_removed_again(cloud, run_verb):
     scaler, scheduler = cloud.client("application-autoscaling"), cloud.client("scheduler")
-    pets("deploy", "--ttl", "4h", "--max", "4", "--target", "120", "--cooldown", "60", "--tags", "owner=me")
+    run_verb(
+        "deploy", "--ttl", "4h", "--max", "4", "--target", "120", "--cooldown", "60", "--tags", "owner=me"
+    )
     (policy,) = scaler.describe_scaling_policies(ServiceNamespace="sagemaker")["ScalingPolicies"]
     wanted = policy["TargetTrackingScalingPolicyConfiguration"]
     assert (wanted["TargetValue"], wanted["ScaleInCooldown"]) == (120, 60)
@@ -92,55 +94,55 @@ def test_ttl_scaling_and_tags_are_created_and_removed_again(cloud, pets):
     assert schedule["ActionAfterCompletion"] == "DELETE"
     assert described(cloud)[1]["owner"] == "me"
 
-    pets("deploy", "--ttl", "none", "--max", "0", "--count", "2")
+    run_verb("deploy", "--ttl", "none", "--max", "0", "--count", "2")
     found = [one.split()[0] for one in cloud.resources()]
     assert found == ["endpoint", "config", "config", "model"]  # another count needs no other model
     assert described(cloud)[0]["ProductionVariants"][0]["CurrentInstanceCount"] == 2
 
 
-def test_serverless(cloud, pets):
-    pets("deploy", "--kind", "serverless", "--memory", "2048", "--concurrency", "7", "--ttl", "1h")
+def test_serverless(cloud, run_verb):
+    run_verb("deploy", "--kind", "serverless", "--memory", "2048", "--concurrency", "7", "--ttl", "1h")
     variant = described(cloud)[0]["ProductionVariants"][0]
     assert variant["CurrentServerlessConfig"] == {"MemorySizeInMB": 2048, "MaxConcurrency": 7}
-    pets("destroy", "--yes")
+    run_verb("destroy", "--yes")
     assert cloud.resources() == []
 
 
-def test_asynchronous_with_scaling_to_zero(cloud, pets):
-    assert "pets is live" in pets("deploy", "--kind", "async", "--max", "3")
+def test_asynchronous_with_scaling_to_zero(cloud, run_verb):
+    assert "pets is live" in run_verb("deploy", "--kind", "async", "--max", "3")
     alarms = cloud.client("cloudwatch").describe_alarms()["MetricAlarms"]
     policies = cloud.client("application-autoscaling").describe_scaling_policies(ServiceNamespace="sagemaker")
     step = next(one for one in policies["ScalingPolicies"] if one["PolicyType"] == "StepScaling")
     assert [(one["MetricName"], one["AlarmActions"]) for one in alarms] == [
         ("HasBacklogWithoutCapacity", [step["PolicyARN"]])
     ]
-    pets("destroy", "--yes", "--data")
+    run_verb("destroy", "--yes", "--data")
     assert cloud.resources() == cloud.objects() == []
 
 
-def test_batch_answers_every_picture_under_a_prefix(cloud, pets):
+def test_batch_answers_every_picture_under_a_prefix(cloud, run_verb):
     s3 = cloud.client("s3")
-    pets("deploy")
+    run_verb("deploy")
     for label in ("cat", "dog"):
         s3.put_object(Bucket=BUCKET, Key=f"photos/a/{label}.jpg", Body=b"\xff\xd8\xff" + label.encode())
-    pets("transform", f"s3://{BUCKET}/photos", f"s3://{BUCKET}/answers")
+    run_verb("transform", f"s3://{BUCKET}/photos", f"s3://{BUCKET}/answers")
     for label in ("cat", "dog"):
         answer = s3.get_object(Bucket=BUCKET, Key=f"answers/a/{label}.jpg.out")["Body"].read()
         assert json.loads(answer)["class"] == label
 
 
-def test_status_all_and_destroy_need_no_build_folder(cloud, pets):
-    pets("deploy", "--count", "2")
+def test_status_all_and_destroy_need_no_build_folder(cloud, run_verb):
+    run_verb("deploy", "--count", "2")
     cloud.client("sagemaker").create_model(ModelName="theirs")
     variant = {"VariantName": "AllTraffic", "ModelName": "theirs", "InstanceType": "ml.m5.large"}
     variants = [variant | {"InitialInstanceCount": 1}]
     cloud.client("sagemaker").create_endpoint_config(EndpointConfigName="theirs", ProductionVariants=variants)
     cloud.client("sagemaker").create_endpoint(EndpointName="theirs", EndpointConfigName="theirs")
-    for file in pets.folder.rglob("*.*"):
+    for file in run_verb.folder.rglob("*.*"):
         file.unlink()
-    (found,) = json.loads(pets("status", "--all", "--json"))
+    (found,) = json.loads(run_verb("status", "--all", "--json"))
     assert (found["project"], found["count"]) == ("pets", 2)
-    pets("destroy", "--yes")
+    run_verb("destroy", "--yes")
     assert cloud.resources() == ["endpoint theirs", "config theirs", "model theirs"]
 
 
