@@ -107,18 +107,12 @@ def docker_endpoint(project: Path, docker: None) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="session")
-def photographs() -> list[Path]:
+def pets() -> list[Path]:
     """120 real photographs, if this machine has them."""
     folder = Path(os.environ.get("PETS", ROOT.parent / "shared" / "pets" / "images"))
     if not folder.is_dir():
         pytest.skip("the real photographs are not on this machine")
     return sorted(folder.iterdir())
-
-
-@pytest.fixture(scope="session")
-def pets(photographs: list[Path]) -> list[Path]:
-    """The same; in tests/deploy this name is a project."""
-    return photographs
 
 
 # --- pytest-xdist

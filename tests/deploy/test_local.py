@@ -114,8 +114,8 @@ def test_only_the_headers_that_sagemaker_forwards_reach_the_container():
     assert "x-other" not in reply.headers
 
 
-def test_real_photographs_have_identical_answers_from_both_stacks(endpoint, ray_endpoint, photographs):
-    for photo in photographs[:40]:
+def test_real_photographs_have_identical_answers_from_both_stacks(endpoint, ray_endpoint, pets):
+    for photo in pets[:40]:
         data = photo.read_bytes()
         one, other = (
             requests.post(f"{e.url}/invocations", data, timeout=60) for e in (endpoint, ray_endpoint)
