@@ -18,17 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core
 
 # Fixtures of several files, and the group of the tests that use them.
 SHARED = {"ray_endpoint": "ray", "docker_endpoint": "docker", "docker": "docker", "endpoint": "plain"}
-TIMED = ("test_load",)  # files that measure memory and time: at least not beside each other
-LONGEST = (
-    "test_bench_serving",
-    "train",
-    "test_train",
-    "test_load",
-    "test_precision",
-    "ray",
-    "test_export",
-    "plain",
-)
+LONGEST = ("bench_serving", "train", "load", "ray", "precision", "test_server", "test_export", "plain")
 
 
 # --- what is made once
@@ -140,7 +130,7 @@ def group_of(item: pytest.Item) -> str | None:
     definitions = getattr(item, "_fixtureinfo", None)
     fixtures: dict[str, Any] = definitions.name2fixturedefs if definitions else {}
     own = any(known and known[-1].scope in ("module", "class") for known in fixtures.values())
-    return item.path.stem if own or item.path.stem in TIMED else None
+    return item.path.stem if own else None
 
 
 def rank(item: pytest.Item) -> int:

@@ -27,7 +27,7 @@ from predictor import INLINE_LIMIT, SERVERLESS_LIMIT, ImagePredictor
 from support import INVOKE, ROOT
 
 BUCKET = "mine"
-PICTURE = b"\xff\xd8\xffcat"  # as the container aws.knowing reads it
+PICTURE = b"\xff\xd8\xffcat"  # as the container aws.correct_container reads it
 ANSWER = {"class": "cat", "confidence": 0.95, "predictions": []}
 NOT_A_PICTURE = '{"error": "not_a_picture", "message": "these bytes are no picture that can be read"}'
 NOT_LOADED = b'{"error": "not_loaded", "message": "the model is still loading"}'
@@ -100,7 +100,7 @@ def later(monkeypatch):
 @pytest.fixture
 def cloud(monkeypatch, later):
     """An AWS account for this process; waits are short."""
-    aws.nobody(monkeypatch)
+    aws.without_credentials(monkeypatch)
     monkeypatch.setattr(predictor, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(predictor, "LONGEST_WAIT", 0.04)
     for name, fault in FAULTS_HERE.items():
@@ -108,7 +108,7 @@ def cloud(monkeypatch, later):
     with aws.running() as cloud:
         for key, value in cloud.environment.items():
             monkeypatch.setenv(key, value)
-        cloud.answer = aws.knowing
+        cloud.answer = aws.correct_container
         place = {"LocationConstraint": aws.REGION}
         cloud.client("s3").create_bucket(Bucket=BUCKET, CreateBucketConfiguration=place)
         yield cloud
@@ -204,7 +204,7 @@ def test_a_picture_is_scaled_down_to_the_serverless_limit(cloud):
 def test_a_cold_start_is_retried_with_a_message(cloud):
     make(cloud, "serverless")
     replies = [(503, NOT_LOADED), (0, b"Your invocation timed out while waiting for a response"), None]
-    cloud.answer = lambda *request: replies.pop(0) or aws.knowing(*request)
+    cloud.answer = lambda *request: replies.pop(0) or aws.correct_container(*request)
     cloud.break_("sagemaker:InvokeEndpoint", "cold", times=2)
     pets = ImagePredictor("pets", on_wait=(sentences := []).append)
     assert pets.predict(PICTURE) == ANSWER
@@ -306,7 +306,7 @@ def test_an_instance_that_is_still_loading_is_retried(cloud, later):
     make(cloud, "async")
     later.form = 'Received server error ({status}) from primary with message "{0}".'
     replies = [(503, NOT_LOADED), None]
-    cloud.answer = lambda *request: replies.pop(0) or aws.knowing(*request)
+    cloud.answer = lambda *request: replies.pop(0) or aws.correct_container(*request)
     assert ImagePredictor("pets").predict(PICTURE) == ANSWER
     assert len(later.requests) == 2
 

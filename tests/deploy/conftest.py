@@ -13,7 +13,7 @@ from fake_aws import build
 def cloud(monkeypatch):
     """This process's AWS account, whose containers answer rightly."""
     with aws.account(monkeypatch) as cloud:
-        cloud.answer = aws.knowing
+        cloud.answer = aws.correct_container
         yield cloud
 
 

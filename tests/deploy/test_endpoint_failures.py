@@ -68,7 +68,7 @@ def test_the_smoke_test_waits_for_a_model_that_is_loading(cloud, run_verb):
 
     def slow(*request):
         requests.append(1)
-        return aws.knowing(*request) if len(requests) > 6 else (503, b"not loaded")
+        return aws.correct_container(*request) if len(requests) > 6 else (503, b"not loaded")
 
     cloud.answer = slow
     said = run_verb("deploy")
@@ -82,7 +82,7 @@ def test_the_smoke_test_retries_after_sagemakers_own_time_out(cloud, run_verb):
 
     def slow(*request):
         requests.append(1)
-        return aws.knowing(*request) if len(requests) > 6 else (0, b"Your invocation timed out")
+        return aws.correct_container(*request) if len(requests) > 6 else (0, b"Your invocation timed out")
 
     cloud.answer = slow
     assert "pets is live" in run_verb("deploy")
@@ -92,7 +92,7 @@ def test_an_update_with_a_wrong_answer_is_rolled_back(cloud, run_verb):
     run_verb("deploy")
     first, left = serving(cloud), cloud.resources()
     build(run_verb.folder, archive=b"two")
-    cloud.answer = lambda one, *rest: (aws.knowing if one.endpoint_config_name == first else wrong)(
+    cloud.answer = lambda one, *rest: (aws.correct_container if one.endpoint_config_name == first else wrong)(
         one, *rest
     )
     said = run_verb("deploy", code=1)
@@ -118,7 +118,7 @@ def test_a_rollback_with_an_error_is_rolled_back(cloud, run_verb):
     run_verb("deploy")
     second, left = serving(cloud), cloud.resources()
     cloud.answer = lambda one, *rest: (
-        (500, b"x") if one.endpoint_config_name != second else aws.knowing(one, *rest)
+        (500, b"x") if one.endpoint_config_name != second else aws.correct_container(one, *rest)
     )
     run_verb("deploy", "--rollback", code=1)
     assert serving(cloud) == second
@@ -130,7 +130,7 @@ def test_a_failed_rollback_is_reported_and_keeps_the_configuration(cloud, run_ve
     run_verb("deploy")
     first = serving(cloud)
     build(run_verb.folder, archive=b"two")
-    cloud.answer = lambda one, *rest: (aws.knowing if one.endpoint_config_name == first else wrong)(
+    cloud.answer = lambda one, *rest: (aws.correct_container if one.endpoint_config_name == first else wrong)(
         one, *rest
     )
     cloud.outcomes[first] = ("Failed", "Unable to provision requested ML compute capacity")
@@ -304,7 +304,7 @@ def test_an_endpoint_that_is_deleted_meanwhile_is_a_sentence(cloud, run_verb):
     def delete(*request):
         cloud.client("sagemaker").delete_endpoint(EndpointName="pets")
         cloud.client("sagemaker").describe_endpoint(EndpointName="pets")
-        return aws.knowing(*request)
+        return aws.correct_container(*request)
 
     cloud.answer = delete
     said = run_verb("deploy", code=1)

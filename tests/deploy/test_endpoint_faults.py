@@ -49,7 +49,7 @@ def tried(record_property):
 def project(monkeypatch, folder, capsys):
     """A project in an account of its own."""
     with aws.account(monkeypatch) as cloud:
-        cloud.answer = aws.knowing
+        cloud.answer = aws.correct_container
         monkeypatch.setattr(
             pricing, "estimate_price", lambda *_, **__: pricing.Price(None, None, "price unknown")
         )

@@ -36,7 +36,7 @@ REFUSED = "was not created by this tool"
 @pytest.fixture
 def cloud(monkeypatch):
     with aws.account(monkeypatch) as cloud:
-        cloud.answer = aws.knowing
+        cloud.answer = aws.correct_container
         monkeypatch.setattr(codebuild, "PAUSE", 0.02)
         monkeypatch.setattr(scan, "LATE", 0)
         yield cloud
@@ -234,7 +234,7 @@ def test_no_engine_is_a_sentence_with_builder_docker(cloud, shell, run, monkeypa
 
 
 def test_no_credentials_is_a_sentence(monkeypatch, capsys):
-    aws.nobody(monkeypatch)
+    aws.without_credentials(monkeypatch)
     assert image.main(["--project", "pets"]) == 3
     assert capsys.readouterr().err.startswith("error: no AWS credentials were found")
 

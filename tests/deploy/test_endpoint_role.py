@@ -37,7 +37,7 @@ def test_the_policies_are_printed_filled_in_and_nothing_is_created(cloud, capsys
 
 
 def test_without_credentials_the_policies_have_placeholders(monkeypatch, capsys):
-    aws.nobody(monkeypatch)
+    aws.without_credentials(monkeypatch)
     run()
     said = capsys.readouterr()
     assert "arn:aws:s3:::sagemaker-REGION-ACCOUNT/pets/*" in said.out

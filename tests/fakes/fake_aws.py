@@ -235,7 +235,7 @@ class Quiet(WSGIRequestHandler):
         pass
 
 
-def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process has no AWS credentials."""
     for key in [key for key in os.environ if key.startswith("AWS_")]:
         monkeypatch.delenv(key)
@@ -247,7 +247,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAccount]:
     """A fake account that is AWS for this process; waiting takes no time and retries are few."""
-    nobody(monkeypatch)
+    without_credentials(monkeypatch)
     with running() as cloud:
         for key, value in cloud.environment.items():
             monkeypatch.setenv(key, value)
@@ -280,7 +280,7 @@ def build(folder: Path, archive: bytes = b"one") -> None:
     (folder / "train" / "validation.json").write_text(json.dumps(entries))
 
 
-def knowing(endpoint: Any, headers: Any, body: bytes) -> tuple[int, bytes]:
+def correct_container(endpoint: Any, headers: Any, body: bytes) -> tuple[int, bytes]:
     """A container that classifies those pictures correctly."""
     label = body[3:].decode()
     return 200, json.dumps({"class": label, "confidence": 0.95, "predictions": []}).encode()

@@ -167,7 +167,7 @@ def exit_with_parent() -> None:
 def main() -> None:
     """Serve until stdin is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the tests
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forked processes
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forked processes are not waited for
     warnings.simplefilter("ignore", DeprecationWarning)  # the other thread only reads stdin: forking is safe
     account = Account()
     print(account.server.server_port, flush=True)

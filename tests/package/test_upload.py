@@ -115,7 +115,7 @@ def test_a_bucket_in_another_region_is_rejected(cloud, tmp_path, capsys):
     ],
 )
 def test_missing_credentials_are_one_sentence(tmp_path, monkeypatch, capsys, flags, code, stream, message):
-    aws.nobody(monkeypatch)
+    aws.without_credentials(monkeypatch)
     files = ["--archive", "model.tar.gz", "--out", str(tmp_path / "uploaded.json")]
     assert upload.main([*files, "--project", "pets", *flags]) == code
     assert getattr(capsys.readouterr(), stream).startswith(message)
