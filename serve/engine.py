@@ -4,6 +4,7 @@ On a CPU it is OpenVINO, which had the fastest kernels of those measured (bench/
 time: batches gain nothing there. On a CUDA GPU it is ONNX Runtime, if the archive was packaged for one.
 """
 
+import functools
 import hashlib
 import logging
 import math
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,15 +76,13 @@ def can(mode: str) -> bool:
     lacks still runs, but OpenVINO computes bf16 as fp32 without AVX-512, and int8 overflows without VNNI.
     Raises ValueError if SERVE_MODES names anything else.
     """
-    import openvino
-
     given = os.environ.get("SERVE_MODES", "").split()
     if unknown := sorted(set(given) - {"fp32", "bf16", "int8"}):
         raise ValueError(f"SERVE_MODES may name fp32, bf16 and int8, not {unknown[0]!r}: correct or unset it")
     if mode == "fp32" or given:
         return mode == "fp32" or mode in given
     if mode == "bf16":
-        return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return mode == "int8" and bool(VNNI & chip())
 
 
@@ -120,11 +119,22 @@ def memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return min(limits)
 
 
-def on_cpu(file: Path, precision: str) -> Callable[[list[np.ndarray]], np.ndarray]:
-    """Engine.run on OpenVINO."""
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO, one for the whole process, which is never destroyed.
+
+    Its CPU plugin gives the thread that creates it an alternate signal stack. If another thread destroys it,
+    the garbage collector's for example, that memory is unmapped but still registered (2026.4), and the next
+    signal that Python handles, such as Ctrl-C, ends the process with a segmentation fault.
+    """
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def on_cpu(file: Path, precision: str) -> Callable[[list[np.ndarray]], np.ndarray]:
+    """Engine.run on OpenVINO."""
+    core = openvino_core()
     model = core.read_model(file)
     model.reshape([1, *list(model.input(0).partial_shape)[1:]])  # a static shape compiles to faster kernels
     options = {

@@ -1,6 +1,7 @@
 """moto in processes of its own: each test process starts one, and forks it for each account that it needs.
 
-moto is not imported by the tests: its threads beside torch's ended in a segmentation fault once.
+The tests do not import moto: a fork starts with the state of a prepared account, and no thread of moto's runs
+beside the libraries that are tested.
 """
 
 import atexit
