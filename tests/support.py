@@ -151,7 +151,7 @@ def disable_signal_stack() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt in this process, as in a terminal; afterwards all handlers are restored.
+    """Ctrl-C raises KeyboardInterrupt in this process, as in a terminal; handlers are restored at the end.
 
     A shell that started the tests in the background has set SIGINT to be ignored.
     """
