@@ -1,5 +1,6 @@
 """What several test files use: scripts as commands, Invoke tasks, endpoints on this machine."""
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -128,3 +129,37 @@ def cached(folder: Path, name: str, key: str, make: Callable[[Path], object], co
                 (Path(unfinished) / name).rename(kept)
         shutil.copytree(kept, copy)
     return copy
+
+
+class SignalStack(ctypes.Structure):
+    """stack_t of sigaltstack(2)."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def disable_signal_stack() -> None:
+    """Let signals of this thread use its own stack.
+
+    OpenVINO's CPU plugin sets another one in the thread that first uses it, and frees it in whichever thread
+    drops the plugin (SigAltStackSetup in its plugin.cpp): the next signal is then a segmentation fault. Tests
+    of the engine may have left that in this process; the command that is interrupted never loads OpenVINO.
+    """
+    if sys.platform == "linux":
+        disabled = SignalStack(flags=2)  # SS_DISABLE
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(disabled), None)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt in this process, as in a terminal; handlers are restored at the end.
+
+    A shell that started the tests in the background has set SIGINT to be ignored.
+    """
+    handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    disable_signal_stack()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for sign, handler in handlers.items():
+            signal.signal(sign, handler)

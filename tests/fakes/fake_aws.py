@@ -30,6 +30,7 @@ from aws_protocol import name_of, refusal
 from fake_aws_answers import ANSWERS, REGION, Problem
 from lifecycle import smoke_test
 from moto_process import KEYS
+from support import interruptible
 
 MAIN_THREAD = threading.main_thread().ident or 0
 OWN = f"Credential={KEYS['aws_access_key_id']}/"
@@ -258,14 +259,8 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAccount]:
         monkeypatch.setattr(smoke_test, "PAUSE", 0.01)
         monkeypatch.setattr(pricing, "ESTIMATE", os.devnull)
         monkeypatch.setattr(client, "RETRY_PAUSES", (0.01,))
-        signs = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        handlers = {sign: signal.getsignal(sign) for sign in signs}
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
-        try:
+        with interruptible():
             yield cloud
-        finally:
-            for sign, handler in handlers.items():
-                signal.signal(sign, handler)
 
 
 def build(folder: Path, archive: bytes = b"one") -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 import synthetic_pets
 import train
-from support import LABELS, run
+from support import LABELS, interruptible, run
 
 TINY = {"labels": LABELS, "arch": "resnet18", "size": 32, "bs": 8, "frozen": 0, "unfrozen": 1}
 TINY |= {"weights": "none", "workers": 0, "seed": 1}
@@ -270,12 +270,8 @@ def test_ctrl_c_leaves_the_previous_result(trained, drawn, capsys, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(train, "fit", lambda learn, args: (learn.add_cb(Interrupt()), fit(learn, args)))
-    # A shell that started the tests in the background has set SIGINT to be ignored.
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with interruptible():
         assert train.main(arguments(data=drawn, unfrozen=2, out=trained)) == 130
-    finally:
-        signal.signal(signal.SIGINT, previous)
     output = capsys.readouterr()
     assert output.err == f"\nstopped; {trained} is as it was\n"
     assert "epoch 2/2" not in output.out
