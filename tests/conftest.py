@@ -105,6 +105,12 @@ def pets() -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.fixture(autouse=True)
+def terminal_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables as wide as without a terminal, whatever a terminal or a library has set in the environment."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 # --- pytest-xdist
 
 

@@ -366,7 +366,6 @@ def test_several_labels_per_picture_are_tried_too(shades, tmp_path, all_modes):
 
 
 def test_the_table_says_what_was_tried_and_what_was_chosen(trained, tmp_path, capsys, monkeypatch, modes):
-    monkeypatch.delenv("COLUMNS", raising=False)  # 120 columns without a terminal
     use = spec(package(trained, tmp_path / "model", "--precision", "fast"))["precision"]["use"]
     out = capsys.readouterr().out
     for name in ("fp32", "bf16", "int8", "12-megapixel photographs", "decoded at reduced size"):

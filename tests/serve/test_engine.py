@@ -201,6 +201,7 @@ models = [engine.load(folder, json.loads((folder / "model.json").read_text()), "
 thread = threading.Thread(target=models.clear)
 thread.start()
 thread.join()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
