@@ -194,7 +194,7 @@ def server_environment(model: Path) -> dict[str, str]:
 
 
 def row_environment(row: Row) -> dict[str, str]:
-    """A row's environment: nobody set MALLOC_MMAP_THRESHOLD_ for the guide's containers."""
+    """A row's environment. The guide's containers ran without MALLOC_MMAP_THRESHOLD_."""
     return environment() if row.way == "guide" else server_environment(row.model)
 
 

@@ -134,6 +134,10 @@ GROUPS: dict[str, Callable[[], Iterable[Any]]] = {
         str(constant("serve/server.py", "MMAP_BYTES")),
         text_of("bench/servers.py", MALLOC),
     ],
+    "the Region of a bucket": lambda: [
+        text_of("package/upload.py", r'text = f"(the bucket \{bucket\} is in .+)"'),
+        text_of("deploy/ecr/codebuild.py", r'text = f"(the bucket \{bucket\} is in .+)"'),
+    ],
     "the Region of the price list in the repository": lambda: [
         constant("deploy/aws/pricing.py", "REFERENCE_REGION"),
         text_of("cost/estimate.py", r'args\.region or "([\w-]+)"'),
