@@ -137,6 +137,8 @@ def test_the_build_reads_exactly_the_files_in_the_hash():
 def test_the_container_is_as_large_as_on_aws_and_no_larger_than_docker_here(
     instance, memory, flags, monkeypatch
 ):
+    if instance and not (ROOT / "cost").is_dir():
+        pytest.skip("cost/, which knows the size of instances, is not here")
     monkeypatch.setattr(docker_build, "docker_cpus", lambda: 4)
     assert docker_run.size_flags(instance, memory) == flags
 
