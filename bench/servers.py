@@ -258,7 +258,7 @@ COMMANDS = {"plain": plain, "ray": ray, "torchserve": torchserve, "torchserve-1"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on: Ray Serve, TorchServe and Docker must be told theirs."""
+    """Free ports: Ray Serve, TorchServe and Docker must be told theirs."""
     with contextlib.ExitStack() as open_sockets:
         sockets = [open_sockets.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
         return [listener.getsockname()[1] for listener in sockets]

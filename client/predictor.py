@@ -487,7 +487,7 @@ class _SageMaker:
 
     def _invoke_async(self, request: dict, body: bytes, end: float) -> bytes:
         """Send the picture, inside the request or through S3, and read the answer from S3."""
-        # An answer that nobody waits for need not be computed. AWS takes 60 s to 6 h.
+        # An answer that its caller no longer waits for need not be computed. AWS takes 60 s to 6 h.
         request = request | {"RequestTTLSeconds": min(max(int(self.max_wait), 60), 21600)}
         if len(body) <= self.inline:
             return self._fetch(self.runtime.invoke_endpoint_async(**request, Body=body), end)
