@@ -1,4 +1,4 @@
-"""The inference engine behind the handlers: from pixels to probabilities, on every core of this container.
+"""The inference engine behind the handlers: from pixels to the graph's output, on every core of a container.
 
 On a CPU it is OpenVINO, which had the fastest kernels of those measured (bench/serving.py), one picture at a
 time: batches gain nothing there. On a CUDA GPU it is ONNX Runtime, if the archive was packaged for one.
@@ -35,7 +35,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # 
 
 
 class Engine(NamedTuple):
-    """`run` takes pictures, each uint8 (height, width, 3), and returns float32 (pictures, labels)."""
+    """`run` takes pictures, each uint8 (height, width, channels), and returns float32 (pictures, ...)."""
 
     mode: str
     run: Callable[[list[np.ndarray]], np.ndarray]

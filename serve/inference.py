@@ -21,18 +21,26 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from answers import check_output, describe, mask_png
 from engine import Engine, cpus, load, memory
 from fetch import FailedError, RefusedError, fetch
-from pixels import NotAPictureError, TooLargeError, open_picture, to_pixels
+from pixels import (
+    NotAPictureError,
+    Place,
+    TooLargeError,
+    open_picture,
+    to_input,
+    to_pixels,  # noqa: F401 - package/ takes it from here
+)
 
-MAX_BODY = 25 * 10**6  # bytes; the payload limit of SageMaker's real-time endpoints
+MAX_BODY = 25 * 10**6  # bytes; the payload limit of SageMaker's real-time endpoints, in both directions
 MAX_PICTURES = 32  # in one request
 FETCH_SECONDS = 15  # for all the addresses of one request together
 FETCH_SLOTS = 16  # requests that may fetch addresses at the same time
@@ -41,6 +49,7 @@ FETCH_SLOTS = 16  # requests that may fetch addresses at the same time
 DECODE_SLOTS = max(1, min(cpus() + 1, (memory() - 400 * 10**6) // (350 * 10**6)))
 PICTURE_TYPES = ("application/x-image", "application/octet-stream")
 ACCEPTS = ("application/json", "application/jsonlines", "application/x-npy")
+PNG = "image/png"  # of one picture's mask
 
 log = logging.getLogger("inference")
 # Separate pool: slow URL fetches must not block image requests.
@@ -65,10 +74,12 @@ class Model:
     """What serving needs of a package: the engine, and the other fields from model.json."""
 
     engine: Engine
+    task: str  # single, multi, regression, points or segmentation
     labels: list[str]
-    steps: list[dict]
-    threshold: float | None  # None: one label per picture; a number: every label above it
-    draft: bool = False  # decode large JPEGs at a fraction of their size (pixels.to_pixels)
+    input: dict  # how pixels.to_input reads a picture
+    threshold: float | None  # multi: labels above it are the answer
+    draft: bool = False  # decode large JPEGs at a fraction of their size (pixels.to_input)
+    shape: tuple[int, ...] = ()  # of the graph's output for one picture
 
 
 @dataclass
@@ -83,9 +94,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Probabilities as float32 (pictures, labels); NaN rows where `errors` has a reason."""
+    """The graph's output as float32 (pictures, ...), and where each picture's input was in it.
 
-    probabilities: np.ndarray
+    NaN, and no place, where `errors` has a reason.
+    """
+
+    outputs: np.ndarray
+    places: list[Place | None]
     errors: list[RequestError | None]
     model: Model
     batch: Batch
@@ -105,20 +120,22 @@ class Answer(NamedTuple):
 def model_fn(model_dir: str | Path, mode: str | None = None) -> Model:
     """Load the package in `model_dir` and make one warm-up prediction; `mode` is passed to engine.load.
 
-    Raises ValueError if a file is not the one that model.json describes, RuntimeError if no mode runs here.
+    Raises ValueError if a file is not the one that model.json describes, or if its output does not fit the
+    task, RuntimeError if no mode runs here.
     """
     model_dir = Path(model_dir)
     spec = json.loads((model_dir / "model.json").read_text())
     engine = load(model_dir, spec, mode)
     draft = spec["precision"]["draft"] and mode is None
-    model = Model(engine, spec["labels"], spec["input"]["steps"], spec["threshold"], draft)
-    warm_up(model)
-    return model
+    model = Model(engine, spec["task"], spec["labels"], spec["input"], spec["threshold"], draft)
+    shape = warm_up(model).outputs.shape[1:]
+    check_output(model.task, model.labels, shape)
+    return replace(model, shape=shape)
 
 
-def warm_up(model: Model) -> None:
+def warm_up(model: Model) -> "Prediction":
     """Make one prediction; raises whatever is wrong with the model."""
-    predict_fn(Batch([Image.new("RGB", (640, 480))]), model)
+    return predict_fn(Batch([Image.new("RGB", (640, 480))]), model)
 
 
 def input_fn(body: bytes, content_type: str = "", attributes: str = "") -> Batch:
@@ -143,33 +160,44 @@ def input_fn(body: bytes, content_type: str = "", attributes: str = "") -> Batch
 
 
 def predict_fn(batch: Batch, model: Model) -> Prediction:
-    """Decode, resize and classify. A broken picture raises RequestError; in a list it becomes an error."""
+    """Decode, resize and predict. A broken picture raises RequestError; in a list it becomes an error."""
     results = [read_pixels(picture, model, batch.bad_status) for picture in batch.pictures]
     errors = [result if isinstance(result, RequestError) else None for result in results]
     if errors[0] and not batch.several:
         raise errors[0]
     good = [error is None for error in errors]
-    probabilities = np.full((len(good), len(model.labels)), np.nan, np.float32)
-    if pixels := [result for result in results if not isinstance(result, RequestError)]:
-        probabilities[good] = model.engine.run(pixels)
-    return Prediction(probabilities, errors, model, batch)
+    places = [None if isinstance(result, RequestError) else result[1] for result in results]
+    shape, rows = model.shape, None
+    if pixels := [result[0] for result in results if not isinstance(result, RequestError)]:
+        rows = model.engine.run(pixels)
+        shape = rows.shape[1:]
+    outputs = np.full((len(good), *shape), np.nan, np.float32)
+    if rows is not None:
+        outputs[good] = rows
+    return Prediction(outputs, places, errors, model, batch)
 
 
 def output_fn(prediction: Prediction, accept: str = "") -> tuple[bytes, str]:
-    """Encode a prediction: body and content type, chosen by `accept`. Raises RequestError 406."""
-    content_type = choose_accept(accept)
+    """Encode a prediction: body and content type, chosen by `accept`.
+
+    Raises RequestError: 406, 413 if the body would be over MAX_BODY, 500 if the model gives no numbers.
+    """
+    content_type = choose_accept(accept, prediction.model.task, several=prediction.batch.several)
     if content_type == "application/x-npy":
+        check_answer(prediction.outputs.nbytes)
         out = io.BytesIO()
-        np.save(out, prediction.probabilities, allow_pickle=False)
+        np.save(out, prediction.outputs, allow_pickle=False)
         return out.getvalue(), content_type
-    answers = [
-        error.answer if error else describe(row, prediction.model, prediction.batch.top_k)
-        for row, error in zip(prediction.probabilities, prediction.errors, strict=True)
-    ]
+    if content_type == PNG:
+        check_numbers(prediction.outputs[0])
+        png = mask_png(prediction.outputs[0], prediction.places[0])
+        check_answer(len(png))
+        return png, content_type
+    texts = encode(prediction)
     if content_type == "application/jsonlines":
-        return "".join(json.dumps(answer) + "\n" for answer in answers).encode(), content_type
-    whole = {"predictions": answers} if prediction.batch.several else answers[0]
-    return json.dumps(whole).encode(), content_type
+        return "".join(f"{text}\n" for text in texts).encode(), content_type
+    whole = f'{{"predictions": [{", ".join(texts)}]}}' if prediction.batch.several else texts[0]
+    return whole.encode(), content_type
 
 
 # --- one HTTP request
@@ -180,12 +208,13 @@ def handle(model: Model | None, body: bytes, headers: Mapping[str, str], request
     try:
         if model is None:
             raise RequestError(503, "not_loaded", "the model is still loading: try again in a few seconds")
-        accept = choose_accept(headers.get("accept", ""))  # before the work: a 406 costs nothing
+        accept = headers.get("accept", "")
+        choose_accept(accept, model.task)  # before the work: a 406 costs nothing
         attributes = headers.get("x-amzn-sagemaker-custom-attributes", "")
         batch = input_fn(body, headers.get("content-type", ""), attributes)
-        with decode_slots:
-            prediction = predict_fn(batch, model)
-        body, content_type = output_fn(prediction, accept)
+        choose_accept(accept, model.task, several=batch.several)
+        with decode_slots:  # a mask is as large as its picture
+            body, content_type = output_fn(predict_fn(batch, model), accept)
         return Answer(200, content_type, body)
     except RequestError as error:
         return refuse(error)
@@ -214,12 +243,12 @@ def read_picture(data: bytes, bad_status: int) -> Image.Image:
 
 def read_pixels(
     picture: Image.Image | RequestError, model: Model, bad_status: int
-) -> np.ndarray | RequestError:
-    """The graph's input for one picture, uint8 (height, width, 3), or the reason why there is none."""
+) -> tuple[np.ndarray, Place] | RequestError:
+    """The graph's input for one picture and where it lies there, or the reason why there is none."""
     if isinstance(picture, RequestError):
         return picture
     try:
-        return to_pixels(picture, model.steps, draft=model.draft)
+        return to_input(picture, model.input, draft=model.draft)
     except (NotAPictureError, TooLargeError) as error:
         return picture_error(error, bad_status)
 
@@ -344,27 +373,52 @@ def check_top_k(value: object) -> int:
 # --- encoding an answer
 
 
-def choose_accept(accept: str) -> str:
+def choose_accept(accept: str, task: str, *, several: bool = False) -> str:
     """The content type of ours that an Accept header prefers, by its q values. Raises RequestError 406."""
+    offered = (*ACCEPTS, PNG) if task == "segmentation" and not several else ACCEPTS
+    wildcards = {"*/*": ACCEPTS[0], "*": ACCEPTS[0], "application/*": ACCEPTS[0], "image/*": PNG}
     preferences = []
     for part in (accept or "*/*").lower().split(","):
         kind, *parameters = (text.strip() for text in part.split(";"))
         quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
-        preferences.append((quality, kind))
+        preferences.append((quality, wildcards.get(kind, kind)))
     # q values are "0" to "1.000", which sort as text (RFC 9110, 12.4.2).
     for quality, kind in sorted(preferences, reverse=True, key=lambda preference: preference[0]):
-        if quality.strip("0.") and kind in ACCEPTS:
+        if quality.strip("0.") and kind in offered:
             return kind
-        if quality.strip("0.") and kind in ("*/*", "*", "application/*"):
-            return ACCEPTS[0]
-    raise RequestError(406, "not_acceptable", f"Accept {accept[:100]!r} is not one of: {', '.join(ACCEPTS)}")
+    raise RequestError(406, "not_acceptable", f"Accept {accept[:100]!r} is not one of: {', '.join(offered)}")
 
 
-def describe(row: np.ndarray, model: Model, top_k: int) -> dict:
-    """The answer for one picture from its probabilities (labels,), best first."""
-    best = np.argsort(-row, kind="stable")
-    ranked = [{"class": model.labels[i], "confidence": round(float(row[i]), 6)} for i in best[:top_k]]
-    answer = {**ranked[0], "predictions": ranked}
-    if model.threshold is not None:
-        answer["classes"] = [model.labels[i] for i in best if row[i] > model.threshold]
-    return answer
+def encode(prediction: Prediction) -> list[str]:
+    """Each picture's answer as JSON. Raises RequestError."""
+    model, top_k, several = prediction.model, prediction.batch.top_k, prediction.batch.several
+    texts: list[str] = []
+    size = 0
+    for output, place, error in zip(prediction.outputs, prediction.places, prediction.errors, strict=True):
+        try:
+            if error:
+                raise error
+            check_numbers(output)
+            answer = describe(output, model.task, model.labels, model.threshold, place, top_k)
+        except RequestError as problem:
+            if not several:
+                raise
+            answer = problem.answer
+        texts.append(json.dumps(answer, allow_nan=False))
+        size += len(texts[-1])
+        check_answer(size)  # here, so that 32 large masks are not made in vain
+    return texts
+
+
+def check_numbers(output: np.ndarray) -> None:
+    """Raise RequestError 500 for an output that JSON has no words for."""
+    if not np.isfinite(output).all():
+        text = "the model gives no finite number for this picture: send another, or package it as exact"
+        raise RequestError(500, "internal", text)
+
+
+def check_answer(size: int) -> None:
+    """Raise RequestError 413 for an answer of more bytes than SageMaker relays."""
+    if size > MAX_BODY:
+        text = f"the answer is over {MAX_BODY // 10**6} MB: send fewer or smaller pictures"
+        raise RequestError(413, "too_large", text)

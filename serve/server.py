@@ -223,7 +223,8 @@ def load(model_dir: Path) -> Model:
     start = time.perf_counter()
     model = model_fn(model_dir)
     seconds = time.perf_counter() - start
-    log.info("ready after %.2f s: %s labels, %s", seconds, len(model.labels), model.engine.mode)
+    labels = f"{len(model.labels)} labels" if model.labels else model.task
+    log.info("ready after %.2f s: %s, %s", seconds, labels, model.engine.mode)
     return model
 
 

@@ -100,10 +100,10 @@ def test_the_four_handlers_one_after_the_other(project):
     batch = inference.input_fn(picture, "image/jpeg")
     prediction = inference.predict_fn(batch, model)
     body, content_type = inference.output_fn(prediction, "application/json")
-    assert prediction.probabilities.shape == (1, len(model.labels))
-    assert prediction.probabilities.dtype == np.float32
+    assert prediction.outputs.shape == (1, len(model.labels))
+    assert prediction.outputs.dtype == np.float32
     assert content_type == "application/json"
-    assert json.loads(body)["class"] == model.labels[prediction.probabilities[0].argmax()]
+    assert json.loads(body)["class"] == model.labels[prediction.outputs[0].argmax()]
 
 
 def test_503_before_the_model_is_loaded():
