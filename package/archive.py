@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 REQUIRED = (
+    "code/answers.py",
     "code/app.py",
     "code/engine.py",
     "code/fetch.py",

@@ -1,10 +1,10 @@
 """Export a Learner as ONNX: `python package/export.py --train build/pets/train --out build/pets/model`.
 
-Reads train's export.pkl (the only script that does, in the environment that wrote it) and writes the folder
-that becomes model.tar.gz: the graph from uint8 pixels to probabilities, model.json with all that serving
-needs, and the serving code. Then the handlers in that folder answer the validation pictures that train copied
-(up to 64); nothing is written unless they agree with `learn.predict` on every one. Faster arithmetic than
-fp32 is used only if accuracy is kept (precision.py).
+Reads export.pkl, in the environment that wrote it, and writes the folder that becomes model.tar.gz: the graph
+from uint8 pixels to answers, model.json with all that serving needs, and the serving code. Then the handlers
+in that folder answer the validation pictures that train copied (up to 64); nothing is written unless they
+agree with `learn.predict` on every one. Faster arithmetic than fp32 is used only if accuracy is kept
+(precision.py).
 """
 
 import argparse
@@ -18,10 +18,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from parity import DifferentError, brief, check_parity, handlers
+from learner import CLASSIFIERS, LearnerError, as_item, find_task, one_line, read_learner
+from parity import DifferentError, check_parity, handlers
 from precision import CANDIDATES, choose
 from precision_report import show
 from quantize import digests
@@ -31,6 +33,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 SERVE = Path(__file__).resolve().parents[1] / "serve"
+OUTPUTS = {
+    "single": "probabilities",
+    "multi": "probabilities",
+    "regression": "values",
+    "points": "points",
+    "segmentation": "classes",
+}
+CHANNELS = {"RGB": 3, "L": 1}  # by Pillow's mode
+FIRST = "run `invoke train` first, or for a Learner out of a notebook `invoke adopt` (train/README.md)"
+MAX_MASK_CLASSES = 255  # a mask is a PNG of one byte for each pixel, in which 255 is none
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +66,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--code", type=Path, default=SERVE, help="folder with the serving code (serve/)")
     levels = "exact: fp32; auto: bf16, if accuracy is kept; fast: also int8 and decoding at reduced size"
     add("--precision", choices=CANDIDATES, default="auto", help=f"{levels} (%(default)s)")
+    add(
+        "--exif",
+        choices=("upright", "ignore"),
+        default="upright",
+        help="rotate pictures by EXIF (%(default)s)",
+    )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="what will serve (%(default)s)")
     return parser.parse_args(argv)
 
@@ -62,14 +80,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = arguments(argv)
     try:
-        spec, ms = export(args.train, args.out, args.code, args.precision, args.device)
-    except ExportError as error:
+        spec, ms = export(args)
+    except (ExportError, LearnerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except DifferentError as error:
         print(
-            f"error: {error}; nothing was written: compare how the Learner opens and transforms pictures "
-            f"with {args.code / 'pixels.py'}",
+            f"error: {error}; nothing was written: {error.advice}",
             file=sys.stderr,
         )
         return 1
@@ -80,31 +97,40 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nstopped; {args.out} is as it was", file=sys.stderr)
         return 130
     show(spec, ms)
-    parity = spec["parity"]
-    print(
-        f"{args.out}: {len(spec['labels'])} labels; the handlers answer as learn.predict does on "
-        f"{parity['pictures']} validation pictures (largest difference {parity['max_difference']:.1e})"
-    )
+    print(f"{args.out}: {summary(spec)}")
     return 0
 
 
-def export(train: Path, out: Path, code: Path, precision: str, device: str) -> tuple[dict, dict[str, float]]:
-    """Write the model folder `out` from train's folder; return model.json's content and `choose`'s times.
+def summary(spec: dict) -> str:
+    """What was packaged, and how it was proven."""
+    parity, labels = spec["parity"], len(spec["labels"])
+    what = f"{labels} labels" if spec["task"] in CLASSIFIERS else spec["task"]
+    return (
+        f"{what}; the handlers answer as learn.predict does on {parity['pictures']} validation pictures "
+        f"(largest difference {parity['max_difference']:.1e}{parity.get('unit', '')})"
+    )
 
-    Raises ExportError (wrong or missing files, other versions, an unknown transform) or DifferentError.
+
+def export(args: argparse.Namespace) -> tuple[dict, dict[str, float]]:
+    """Write the model folder args.out from train's folder; return model.json's content and `choose`'s times.
+
+    Raises ExportError (wrong or missing files, other versions), LearnerError or DifferentError.
     """
-    metrics, pictures = read_training(train)
+    import torch
+
+    metrics, pictures = read_training(args.train)
     check_versions(metrics.get("versions", {}))
-    learn = load(train / "export.pkl")
-    with atomic_folder(out) as folder:
-        copy_code(code, folder, device)
+    learn = read_learner(args.train / "export.pkl")
+    torch.set_num_threads(1)  # more do not help with one small picture at a time
+    with atomic_folder(args.out) as folder:
+        copy_code(args.code, folder, args.device)
         check_environment(folder)
-        spec = describe(learn, metrics)
-        write_graph(build_graph(learn, spec), spec, folder / "model.onnx")
+        spec = describe(learn, metrics, pictures, args.exif)
+        write_graph(build_graph(learn, spec, pictures), spec, folder / "model.onnx")
         spec |= {"sha256": digests(folder), "precision": {"use": ["fp32"], "draft": False}}
         write_json(folder / "model.json", spec)
-        spec["parity"] = check_parity(learn, folder, pictures)
-        ms = choose(train, folder, spec, precision, device)
+        spec["parity"] = check_parity(learn, folder, spec, pictures)
+        ms = choose(args.train, folder, spec, args.precision, args.device)
         write_json(folder / "model.json", spec)
     return spec, ms
 
@@ -113,18 +139,18 @@ def read_training(train: Path) -> tuple[dict, list[Path]]:
     """The content of metrics.json, and the validation pictures that train copied. Raises ExportError."""
     for name in ("metrics.json", "validation.json", "export.pkl"):
         if not (train / name).is_file():
-            raise ExportError(f"{train / name} is missing: run `invoke train` first")
+            raise ExportError(f"{train / name} is missing: {FIRST}")
     try:
         metrics, entries = (
             json.loads((train / f"{name}.json").read_bytes()) for name in ("metrics", "validation")
         )
         pictures = [train / entry["file"] for entry in entries]
     except (ValueError, KeyError, TypeError):
-        raise ExportError(f"{train} holds JSON that train did not write: run `invoke train` again") from None
+        raise ExportError(f"{train} holds JSON that training did not write: write it again") from None
     missing = [str(picture) for picture in pictures if not picture.is_file()]
     if missing or not pictures:
         what = missing[0] if missing else "every validation picture"
-        raise ExportError(f"{train} lacks {what}: run `invoke train` again")
+        raise ExportError(f"{train} lacks {what}: write it again")
     return metrics, pictures
 
 
@@ -148,29 +174,6 @@ def check_versions(written: dict[str, str]) -> None:
         )
 
 
-def load(pkl: Path) -> "Learner":
-    """The exported Learner, on the CPU and without output. Raises ExportError if it cannot be loaded here."""
-    import torch
-    from fastai.learner import load_learner
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "load_learner")  # of untrusted pickles: this is our own file
-            learn = load_learner(pkl, cpu=True)
-    except UnboundLocalError:  # load_learner loses the ImportError (fastai issue 4115)
-        try:
-            torch.load(pkl, map_location="cpu", weights_only=False)
-        except ImportError as error:
-            text = f"{pkl} needs the module {error.name}, which was not found: put its folder on PYTHONPATH"
-            raise ExportError(text) from None
-    except Exception as error:  # a broken pickle can raise any kind
-        raise ExportError(f"{pkl} cannot be loaded: {brief(error)}; run `invoke train` again") from None
-    torch.set_num_threads(1)  # more do not help with one small picture at a time
-    learn.model.eval()
-    learn.remove_cbs([cb for cb in learn.cbs if cb.name in ("progress", "recorder")])
-    return learn
-
-
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
     """A new folder that replaces `out` at the end, or is removed if anything fails.
@@ -190,67 +193,78 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         folder.rename(out)
 
 
-def describe(learn: "Learner", metrics: dict) -> dict:
+def describe(learn: "Learner", metrics: dict, pictures: list[Path], exif: str) -> dict:
     """The content of model.json, except for what is known only after the graph is written."""
-    from pipeline import UnknownTransformError, item_steps
+    from pipeline import is_idle, item_steps
 
-    labels = getattr(learn.dls, "vocab", None)
-    if not labels:
-        raise ExportError("the Learner has no labels: only picture classifiers can be packaged")
-    task, threshold = find_task(learn.loss_func)
-    try:
-        steps = item_steps(learn.dls.valid.after_item)
-    except UnknownTransformError as error:
-        raise ExportError(str(error)) from None
+    task, threshold = find_task(learn)
+    mode = as_item(learn, pictures[0])[1].mode
+    if mode not in CHANNELS:
+        raise ExportError(
+            f"the Learner opens pictures in Pillow's mode {mode}: only RGB and L can be packaged"
+        )
+    steps = item_steps(learn.dls.valid.after_item, partial(is_idle, learn, pictures))
+    how = {"dtype": "uint8", "mode": mode, "steps": steps}
+    if exif == "ignore":
+        how["exif"] = exif
+    if levels := metrics.get("levels"):
+        how["levels"] = levels
     return {
-        "labels": [str(label) for label in labels],
+        "labels": find_labels(learn, task),
         "task": task,
         "threshold": threshold,
-        "input": {"shape": ["batch", *steps[-1]["size"], 3], "dtype": "uint8", "mode": "RGB", "steps": steps},
-        "metrics": {key: metrics[key] for key in ("error_rate", "accuracy", "valid_loss") if key in metrics},
+        "input": {"shape": ["batch", *steps[-1]["size"], CHANNELS[mode]], **how},
+        "metrics": numbers(metrics),
         "versions": metrics["versions"],
     }
 
 
-def find_task(loss: Any) -> tuple[str, float | None]:
-    """("single", None) or ("multi", threshold), by the loss function, which turns scores into answers.
+def numbers(metrics: dict) -> dict:
+    """What was measured in training: metrics.json's fractions, by the metrics' names."""
+    other = ("seconds",)
+    return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in other}
 
-    Raises ExportError for other kinds of loss.
-    """
+
+def find_labels(learn: "Learner", task: str) -> list[str]:
+    """The names of the classes; of a mask by their number. Empty for numbers and points."""
+    if task in ("regression", "points"):
+        return []
+    labels = getattr(learn.dls, "vocab", None)
+    if task == "segmentation":
+        codes = [getattr(tfm, "codes", None) for tfm in learn.dls.valid.after_item]
+        labels = next((code for code in codes if code is not None), None)
+        if labels is None:
+            raise ExportError("the Learner's classes have no names: give them to MaskBlock(codes=[...])")
+    if labels is None or not len(labels):
+        raise ExportError(
+            "the Learner has no names of classes: use a CategoryBlock, or MultiCategoryBlock(vocab=...)"
+        )
+    if task == "segmentation" and len(labels) > MAX_MASK_CLASSES:
+        raise ExportError(f"{len(labels)} classes are too many for a mask: at most {MAX_MASK_CLASSES}")
+    return [str(label) for label in labels]
+
+
+def build_graph(learn: "Learner", spec: dict, pictures: list[Path]) -> "nn.Module":
+    """The torch module from pixels to answers, tested on two pictures. Raises ExportError."""
     import torch
-    from fastai.losses import BCEWithLogitsLossFlat
 
-    if isinstance(loss, BCEWithLogitsLossFlat):
-        return "multi", float(loss.thresh)
-    scores = torch.tensor([[0.0, 1.0, 0.0]])
-    if hasattr(loss, "activation") and loss.decodes(scores).tolist() == [1]:
-        return "single", None
-    raise ExportError(
-        f"the loss {type(loss).__name__} does not define which label wins: train with one of fastai's "
-        "for classes, such as CrossEntropyLossFlat or BCEWithLogitsLossFlat"
-    )
+    from pipeline import Graph, is_idle
 
-
-def build_graph(learn: "Learner", spec: dict) -> "nn.Module":
-    """The torch module from pixels to probabilities, tested on two pictures. Raises ExportError."""
-    import torch
-
-    from pipeline import Graph, UnknownTransformError
-
-    height, width = spec["input"]["shape"][1:3]
+    (height, width, channels), labels = spec["input"]["shape"][1:], len(spec["labels"])
     try:
-        graph = Graph(learn, (height, width)).eval()
+        graph = Graph(learn, spec["task"], (height, width), partial(is_idle, learn, pictures)).eval()
         with torch.no_grad():
-            shape = tuple(graph(torch.zeros((2, height, width, 3), dtype=torch.uint8)).shape)
-    except UnknownTransformError as error:
-        raise ExportError(str(error)) from None
+            shape = tuple(graph(torch.zeros((2, height, width, channels), dtype=torch.uint8)).shape)
+    except LearnerError:
+        raise
     except Exception as error:  # a model can raise any kind
-        text = f"the model does not take RGB pictures of {width} x {height} pixels: {brief(error)}"
+        kind = "RGB" if channels == 3 else "grey"
+        text = f"the model does not take {kind} pictures of {width} x {height} pixels: {one_line(error)}"
         raise ExportError(text) from None
-    if shape != (2, len(spec["labels"])):
+    if spec["task"] in CLASSIFIERS and shape != (2, labels):
         raise ExportError(
             f"the model's output for two pictures has the shape {shape}, not one number for each of "
-            f"{len(spec['labels'])} labels: only picture classifiers can be packaged"
+            f"{labels} labels: give it {labels} outputs (n_out)"
         )
     return graph
 
@@ -269,12 +283,12 @@ def write_graph(graph: "nn.Module", spec: dict, path: Path) -> None:
                 graph,
                 (example,),
                 input_names=["pictures"],
-                output_names=["probabilities"],
+                output_names=[OUTPUTS[spec["task"]]],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )
     except Exception as error:
-        cause = brief(error.__cause__ or error)
+        cause = one_line(error.__cause__ or error)
         raise ExportError(f"torch cannot write the model as ONNX: {cause}") from None
     assert program is not None  # torch returns None only with dynamo=False
     model = program.model_proto

@@ -9,12 +9,15 @@ SIDE = 4000  # pixels; the long side of a photograph of 12 megapixels
 SHRINK = 1280  # pixels; the default of client/predictor.py
 
 
-def enlarge(inference: ModuleType, data: bytes) -> bytes:
-    """The picture as a JPEG of 12 megapixels, or unchanged if it is a JPEG of that size already."""
+def enlarge(inference: ModuleType, how: dict, data: bytes) -> bytes:
+    """The picture as a JPEG of 12 megapixels, or unchanged if it is a JPEG of that size already.
+
+    `how` is model.json's `input`.
+    """
     picture = inference.open_picture(data)
     if picture.format == "JPEG" and max(picture.size) >= SIDE:
         return data
-    upright = Image.fromarray(inference.to_pixels(picture, []))
+    upright = Image.fromarray(inference.to_pixels(picture, how | {"mode": "RGB", "steps": []}))
     size = scaled(upright.size, SIDE / max(upright.size))
     return to_jpeg(upright.resize(size, Image.Resampling.LANCZOS), quality=92)
 

@@ -1,45 +1,87 @@
 """fastai's validation pipeline without fastai: steps for serve/pixels.py, and one torch module for the graph.
 
 Both follow fastai 2.8 (vision/augment.py, data/transforms.py). A transform that is unknown here stops the
-export with its name: after a guess the endpoint would answer differently from the Learner without a warning.
+export with its name, unless it changes no validation picture: after a guess the endpoint would answer
+differently from the Learner without a warning.
 """
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import numpy as np
 import torch
+from fastai.data.core import Transform, compose_tfms
 from fastai.data.transforms import IntToFloatTensor, Normalize, ToTensor
+from fastai.layers import ToTensorBase
 from fastai.learner import Learner
 from fastai.vision import augment as aug
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from learner import LearnerError, as_item
 
-class UnknownTransformError(ValueError):
-    """A transform of the Learner that the endpoint cannot repeat."""
+TRIES = 3  # of a random transform on each validation picture
 
 
-def item_steps(tfms: Iterable) -> list[dict]:
-    """The Learner's item transforms as model.json's `steps`; sizes are [height, width]."""
-    steps = []
+Idle = Callable[[Transform], bool]  # whether a transform changes nothing at validation
+
+
+def item_steps(tfms: Iterable[Transform], idle: Idle) -> list[dict]:
+    """The Learner's item transforms as model.json's `steps`; sizes are [height, width].
+
+    Raises LearnerError for a transform that is not `idle` and cannot be repeated.
+    """
+    steps: list[dict] = []
     for tfm in tfms:
         if isinstance(tfm, ToTensor) or tfm.split_idx == 0:  # 0: only in training
             continue
         if type(tfm) is aug.Resize:
             steps.append(resize(tfm.size, tfm.method, tfm.pad_mode, tfm.mode))
+        elif type(tfm) is aug.RatioResize:
+            steps.append(ratio_resize(tfm, steps))
         elif type(tfm) is aug.RandomResizedCrop:  # squish to a larger size, crop the centre
             extra = math.ceil(max(tfm.size) * tfm.val_xtra / 8) * 8
             steps.append(resize([side + extra for side in tfm.size], "squish", "zeros", tfm.mode))
             steps.append(crop_pad(tfm.size, "zeros"))
         elif type(tfm) in (aug.CropPad, aug.RandomCrop):
             steps.append(crop_pad(tfm.size, getattr(tfm, "pad_mode", "zeros")))
-        else:
+        elif not idle(tfm):
             raise unknown(tfm)
-    if not steps:
-        raise UnknownTransformError("the Learner does not resize its pictures: give it item_tfms=Resize(...)")
+    if not steps or "size" not in steps[-1]:
+        raise LearnerError(
+            "the Learner's pictures are not of one size: give it item_tfms=Resize(...) at the end"
+        )
     return steps
+
+
+def is_idle(learn: Learner, pictures: list[Path], tfm: Transform) -> bool:
+    """Whether a transform of the Learner's items or batches changes none of these validation pictures.
+
+    Of a plain function this proves too little: it may depend on the picture.
+    """
+    if type(tfm) is Transform:
+        return False
+    for picture in pictures:
+        value: tuple = (as_item(learn, picture)[1],)
+        for other in learn.dls.valid.after_item:
+            if other is tfm:
+                break
+            value = compose_tfms(value, [other], split_idx=1)
+        else:
+            value = (value[0][None],)  # a batch of one
+            for other in learn.dls.valid.after_batch:
+                if other is tfm:
+                    break
+                value = compose_tfms(value, [other], split_idx=1)
+        before = torch.tensor(np.array(value[0]))
+        for _ in range(TRIES):
+            after = torch.tensor(np.array(compose_tfms(value, [tfm], split_idx=1)[0]))
+            if not torch.equal(before, after):
+                return False
+    return True
 
 
 def resize(size: Iterable[int], method: str, pad: str, resample: int) -> dict:
@@ -53,13 +95,27 @@ def resize(size: Iterable[int], method: str, pad: str, resample: int) -> dict:
     }
 
 
+def ratio_resize(tfm: aug.RatioResize, before: list[dict]) -> dict:
+    """A step of model.json for RatioResize after the steps `before`."""
+    resample = Image.Resampling(tfm.resamples[0]).name
+    if not before or "size" not in before[-1]:
+        return {"op": "ratio_resize", "side": int(tfm.max_sz), "resample": resample}
+    height, width = before[-1]["size"]
+    scale = tfm.max_sz / max(height, width)
+    size = (tfm.max_sz, height * scale) if width >= height else (width * scale, tfm.max_sz)
+    return resize([int(side) for side in size], "crop", "reflection", tfm.resamples[0])
+
+
 def crop_pad(size: Iterable[int], pad: str) -> dict:
     """A crop_pad step of model.json; `size` is fastai's (width, height)."""
     return {"op": "crop_pad", "size": [int(side) for side in size][::-1], "pad": str(pad)}
 
 
-def batch_modules(tfms: Iterable, size: tuple[int, int]) -> list[nn.Module]:
-    """The Learner's batch transforms as modules on float (N, 3, H, W); `size` is the input's (H, W)."""
+def batch_modules(tfms: Iterable[Transform], size: tuple[int, int], idle: Idle) -> list[nn.Module]:
+    """The Learner's batch transforms as modules on float (N, C, H, W); `size` is the input's (H, W).
+
+    Raises LearnerError for a transform that is not `idle` and cannot be repeated.
+    """
     modules: list[nn.Module] = []
     for tfm in tfms:
         # Before the test of split_idx, which AffineCoordTfm overwrites at each call.
@@ -80,27 +136,51 @@ def batch_modules(tfms: Iterable, size: tuple[int, int]) -> list[nn.Module]:
             modules.append(Affine(torch.tensor(0.0), torch.tensor(float(tfm.div))))
         elif type(tfm) is Normalize:
             modules.append(Affine(tfm.mean, tfm.std))
-        else:
+        elif not idle(tfm):
             raise unknown(tfm)
     return modules
 
 
 class Graph(nn.Module):
-    """uint8 (N, H, W, 3) to probabilities (N, labels): batch transforms, model and activation in one."""
+    """uint8 (N, H, W, C) to what the task says, float32: batch transforms, model and activation in one.
 
-    def __init__(self, learn: Learner, size: tuple[int, int]) -> None:
+    Probabilities (N, labels), values (N, values), points (N, points, 2) as -1 to 1 across the picture, or
+    class numbers (N, height, width).
+    """
+
+    def __init__(self, learn: Learner, task: str, size: tuple[int, int], idle: Idle) -> None:
         super().__init__()
-        self.before = nn.Sequential(*batch_modules(learn.dls.valid.after_batch, size))
+        self.task, self.loss = task, learn.loss_func
+        self.before = nn.Sequential(*batch_modules(learn.dls.valid.after_batch, size, idle))
+        crops = any(isinstance(module, CentreCrop) and not module.whole for module in self.before)
+        if crops and task in ("points", "segmentation"):
+            # fastai does not undo this either: its points and masks are those of the crop.
+            raise LearnerError(
+                "RandomResizedCropGPU crops the pictures at validation, so that points and masks have no "
+                "place in them: train without it"
+            )
         self.model = copy.deepcopy(learn.model)
-        self.activation = learn.loss_func.activation
         for parent in list(self.model.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, nn.AdaptiveMaxPool2d) and child.output_size in (1, (1, 1)):
                     setattr(parent, name, GlobalMax())
+                elif isinstance(
+                    child, ToTensorBase
+                ):  # a U-Net's; the exporter cannot follow tensor subclasses
+                    setattr(parent, name, nn.Identity())
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pixels in Pillow's order, uint8 (N, H, W, 3)."""
-        return self.activation(self.model(self.before(pictures.permute(0, 3, 1, 2).float())))
+        """Pixels in Pillow's order, uint8 (N, H, W, C)."""
+        scores = self.model(self.before(pictures.permute(0, 3, 1, 2).float()))
+        if self.task == "regression":
+            return scores.flatten(1) if scores.ndim > 1 else scores[:, None]
+        if self.task == "points":
+            return scores.reshape(scores.shape[0], -1, 2)
+        probabilities = self.loss.activation(scores)
+        if self.task == "segmentation":
+            classes = self.loss.decodes(probabilities)
+            return classes.reshape(scores.shape[0], *scores.shape[-2:]).float()
+        return probabilities
 
 
 class GlobalMax(nn.Module):
@@ -111,12 +191,12 @@ class GlobalMax(nn.Module):
         return x.amax((2, 3), keepdim=True)
 
 
-def unknown(tfm: object) -> UnknownTransformError:
+def unknown(tfm: object) -> LearnerError:
     """The error for a transform, with its name."""
     name = getattr(tfm, "_name", type(tfm).__name__)  # fastai keeps the name of a plain function in _name
-    return UnknownTransformError(
-        f"the transform {name} acts at validation and cannot be packaged: "
-        "leave it out of the Learner, or add it to package/pipeline.py"
+    return LearnerError(
+        f"the transform {name} acts at validation and cannot be packaged: train without it (apply it to the "
+        "picture files instead), or add it to package/pipeline.py and serve/pixels.py"
     )
 
 
@@ -155,6 +235,7 @@ class CentreCrop(nn.Module):
         else:
             ch, cw = h, w
         self.size = int(ch * scale), int(cw * scale)
+        self.whole = self.size == size
         self.top, self.left = (h - self.size[0]) // 2, (w - self.size[1]) // 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

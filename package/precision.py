@@ -1,6 +1,6 @@
 """Choose the arithmetic that the endpoint may use: faster than fp32 only where accuracy is kept.
 
-The candidates run beside fp32, through the packaged handlers and engine, and have to pass `gate`:
+The candidates run beside fp32, through the packaged handlers and engine, and have to pass gates.py:
 - bf16, int8 and cuda-fp16 on all validation pictures of split.json;
 - decoding large JPEGs at reduced size ("draft") and scaling them down in the client ("shrink") on up to LARGE
   of them, evenly spaced and enlarged to 12 megapixels. More would take minutes.
@@ -17,12 +17,14 @@ from types import ModuleType
 
 import numpy as np
 
+from gates import CONFIDENT_MARGIN, gate, margins
 from large_pictures import SHRINK, enlarge, shrink
-from parity import brief, decide, handlers, progress
+from learner import CLASSIFIERS, one_line
+from parity import handlers, progress
 from quantize import digests, emulate_fp16, to_fp16, to_int8
 
-CONFIDENT_MARGIN = 0.2  # from this margin on, an answer of fp32 is one that a candidate has to keep
 CALIBRATION = 300  # training pictures on which the ranges of int8 are measured
+MASKS = 100  # validation pictures that are compared if answers are masks, which take memory
 LARGE = 64  # validation pictures that are enlarged to 12 megapixels
 CANDIDATES = {"exact": [], "auto": ["bf16"], "fast": ["bf16", "int8"]}
 # Factors on the times by which the modes are ranked: int8, less exact than bf16, has to be clearly faster.
@@ -69,8 +71,10 @@ def try_all(
 
     Raises UntriedError without the pictures of split.json.
     """
-    record, threshold = spec["precision"], spec["threshold"]
+    record = spec["precision"]
     valid, training = read_split(train, CALIBRATION if "int8" in wanted else 0)
+    if spec["task"] == "segmentation":
+        valid = evenly(valid, MASKS)
     runs, results = {"fp32": inference.load(folder, spec, "fp32").run}, {}
     for mode in wanted:
         try:
@@ -79,14 +83,16 @@ def try_all(
             results[mode] = untried(error)
     ways = {mode: lambda picture, run=run: run([picture])[0] for mode, run in runs.items()}
     answers, ms = run_all(ways, pixels(inference, spec, valid), len(valid), f"trying {', '.join(runs)}")
-    truth = true_labels(valid, spec["labels"])
-    results |= {mode: gate(answers["fp32"], rows, truth, threshold) for mode, rows in answers.items()}
-    fp32 = {"accuracy": results["fp32"]["accuracy"]}
+    truth = true_labels(valid, spec)
+    results |= {mode: gate(spec, answers["fp32"], rows, truth) for mode, rows in answers.items()}
+    fp32 = {"accuracy": results["fp32"]["accuracy"]} if truth is not None else {}
     record["candidates"] = {"fp32": fp32} | {mode: results[mode] for mode in wanted}
     passed = [mode for mode in CANDIDATES[record["requested"]] if results[mode]["passed"]]
     record["use"] = [*sorted(passed, key=lambda mode: ms[mode] * HANDICAPS[mode]), "fp32"]
     record["pictures"] = len(valid)
-    record["confident"] = int((margins(answers["fp32"], threshold) >= CONFIDENT_MARGIN).sum())
+    if spec["task"] in CLASSIFIERS:
+        clear = margins(answers["fp32"], spec["threshold"]) >= CONFIDENT_MARGIN
+        record["confident"] = int(clear.sum())
     if record["requested"] == "fast":
         ms |= try_large(inference, spec, runs[record["use"][0]], evenly(valid, LARGE))
     return ms
@@ -129,7 +135,7 @@ def load_mode(inference: ModuleType, folder: Path, spec: dict, mode: str, traini
     except UntriedError:
         raise
     except Exception as error:  # the libraries raise many kinds on a graph that they do not support
-        reason = brief(error).replace(str(folder), "")  # a temporary folder, whose name changes every time
+        reason = one_line(error).replace(str(folder), "")  # a temporary folder, whose name changes every time
         raise UntriedError(f"the model does not work as {mode}: {reason}") from None
 
 
@@ -150,7 +156,7 @@ def pixels(inference: ModuleType, spec: dict, entries: list[dict]) -> Iterator[n
     for entry in entries:
         try:
             picture = inference.open_picture(entry["file"].read_bytes())
-            yield inference.to_pixels(picture, spec["input"]["steps"])
+            yield inference.to_pixels(picture, spec["input"])
         except (OSError, ValueError):
             unreadable += 1
     if unreadable:
@@ -160,7 +166,7 @@ def pixels(inference: ModuleType, spec: dict, entries: list[dict]) -> Iterator[n
 def run_all(
     ways: Mapping[str, Callable[..., np.ndarray]], inputs: Iterable, count: int, title: str
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The answers of each way to each of `count` inputs, (inputs, labels), and its median milliseconds.
+    """The answers of each way to each of `count` inputs, (inputs, ...), and its median milliseconds.
 
     The ways take turns on every input, so that other load on the machine affects all of them alike.
     """
@@ -175,43 +181,11 @@ def run_all(
     return {name: np.stack(answers) for name, answers in rows.items()}, ms
 
 
-def gate(reference: np.ndarray, candidate: np.ndarray, truth: np.ndarray, threshold: float | None) -> dict:
-    """Whether `candidate` may replace `reference`: probabilities (pictures, labels); `truth` is bool.
-
-    It may if its accuracy is at most 0.5 points lower, and if at least 99 % of the reference's answers with a
-    margin of CONFIDENT_MARGIN or more are the same. With several labels, an answer is the whole set of them.
-    """
-    before, after = decide(reference, threshold), decide(candidate, threshold)
-    lost = int((before == truth).all(1).sum()) - int((after == truth).all(1).sum())
-    same = (before == after).all(1)[margins(reference, threshold) >= CONFIDENT_MARGIN]
-    accuracy = float((after == truth).all(1).mean())
-    agreement = float(same.mean()) if len(same) else None
-    reason = ""
-    if not np.isfinite(candidate).all():
-        reason = "some of its probabilities are not numbers"
-    elif 1000 * lost > 5 * len(truth):  # counted in integers, as is the agreement: floats would round
-        reason = f"accuracy {100 * lost / len(truth):.1f} points lower (at most 0.5)"
-    elif agreement is None:
-        reason = "nothing to compare: no picture has a clear fp32 answer"
-    elif 100 * int(same.sum()) < 99 * len(same):
-        reason = f"{100 * agreement:.1f} % of the clear fp32 answers are kept (at least 99 %)"
-    return {"accuracy": accuracy, "agreement": agreement, "passed": not reason, "reason": reason}
-
-
-def margins(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
-    """How far each answer is from another one, 0 to 1; (pictures, labels) to (pictures,).
-
-    With one label, the best probability minus the second; with several, twice the smallest distance of a
-    probability from the threshold. `margin` in train/reporting.py is the same.
-    """
-    if threshold is not None:
-        return 2 * abs(probabilities - threshold).min(1)
-    best = np.sort(probabilities, 1)
-    return best[:, -1] - best[:, -2]
-
-
-def true_labels(entries: list[dict], labels: list[str]) -> np.ndarray:
-    """The labels that training used: bool (pictures, labels)."""
+def true_labels(entries: list[dict], spec: dict) -> np.ndarray | None:
+    """The labels of a classifier's pictures: bool (pictures, labels). None if any are unknown."""
+    labels = spec["labels"]
+    if spec["task"] not in CLASSIFIERS or any(entry["labels"] is None for entry in entries):
+        return None
     return np.array([[label in map(str, entry["labels"]) for label in labels] for entry in entries])
 
 
@@ -220,21 +194,21 @@ def try_large(inference: ModuleType, spec: dict, run: Run, entries: list[dict]) 
 
     Fills spec["precision"] and returns the times in milliseconds.
     """
-    record, steps = spec["precision"], spec["input"]["steps"]
+    record, how = spec["precision"], spec["input"]
 
     def answer(body: bytes, *, draft: bool = False) -> np.ndarray:
-        return run([inference.to_pixels(inference.open_picture(body), steps, draft=draft)])[0]
+        return run([inference.to_pixels(inference.open_picture(body), how, draft=draft)])[0]
 
     ways = {
         "large": answer,
         "draft": lambda body: answer(body, draft=True),
         "shrink": lambda body: answer(shrink(body)),
     }
-    bodies = (enlarge(inference, entry["file"].read_bytes()) for entry in entries)
+    bodies = (enlarge(inference, how, entry["file"].read_bytes()) for entry in entries)
     answers, ms = run_all(ways, bodies, len(entries), "trying large photographs")
-    truth = true_labels(entries, spec["labels"])
+    truth = true_labels(entries, spec)
     for way in ("draft", "shrink"):
-        verdict = gate(answers["large"], answers[way], truth, spec["threshold"])
+        verdict = gate(spec, answers["large"], answers[way], truth)
         (record["candidates"] if way == "draft" else record)[way] = verdict | {"pictures": len(entries)}
     record["draft"] = record["candidates"]["draft"]["passed"]
     record["shrink"]["side"] = SHRINK

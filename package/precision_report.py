@@ -41,9 +41,10 @@ def summarise(record: dict) -> list[str]:
     """The lines below the table: what the candidates were tried on, and what was chosen."""
     lines = []
     if "pictures" in record:
+        clear = f", {record['confident']} of them with a clear fp32 answer" if "confident" in record else ""
         lines.append(
-            f"tried on {record['pictures']} validation pictures, {record['confident']} of them with a clear "
-            "fp32 answer; the times are for one picture on this machine"
+            f"tried on {record['pictures']} validation pictures{clear}; the times are for one picture on "
+            "this machine"
         )
     if "shrink" in record:
         lines.append(

@@ -13,6 +13,7 @@ import pytest
 import archive
 
 MEMBERS = [
+    "code/answers.py",
     "code/app.py",
     "code/container.py",
     "code/engine.py",

@@ -16,6 +16,7 @@ with warnings.catch_warnings():
         Hue,
         IntToFloatTensor,
         Normalize,
+        OldRandomCrop,
         Pipeline,
         RandomErasing,
         RandomResizedCropGPU,
@@ -31,7 +32,8 @@ with warnings.catch_warnings():
     )
     from torch import nn
 
-    from pipeline import UnknownTransformError, batch_modules, item_steps
+    from learner import LearnerError
+    from pipeline import batch_modules, item_steps
 
 STATS = Normalize.from_stats(*imagenet_stats, cuda=False)
 SHAPES = [(64, 64), (48, 80), (81, 47)]  # height and width of the input
@@ -80,9 +82,14 @@ def test_batch_transforms_give_fastais_values(name, shape):
     pipeline(TensorImage(pixels))  # training changes state, such as an AffineCoordTfm's split_idx
     pipeline.split_idx = 1
     expected = pipeline(TensorImage(pixels))
-    actual = nn.Sequential(*batch_modules(pipeline, shape))(pixels.float())
+    actual = nn.Sequential(*batch_modules(pipeline, shape, never))(pixels.float())
     assert actual.shape == expected.shape
     assert abs(actual - expected).max() < 1e-4
+
+
+def never(_: Transform) -> bool:
+    """No transform is idle."""
+    return False
 
 
 class Sharpen(Transform):
@@ -108,32 +115,45 @@ TRAINING_ONLY = Sharpen(split_idx=0)
     ids=["always", "at validation", "a function"],
 )
 def test_an_unknown_batch_transform_is_an_error_with_its_name(tfm, name):
-    with pytest.raises(UnknownTransformError, match=f"the transform {name} acts at validation"):
-        batch_modules(Pipeline([IntToFloatTensor(), tfm]), (8, 8))
+    with pytest.raises(LearnerError, match=f"the transform {name} acts at validation"):
+        batch_modules(Pipeline([IntToFloatTensor(), tfm]), (8, 8), never)
 
 
 @pytest.mark.parametrize(
     ("tfm", "name"),
-    [(RatioResize(64), "RatioResize"), (Sharpen(), "Sharpen"), (brighten, "brighten")],
+    [(OldRandomCrop(64), "OldRandomCrop"), (Sharpen(), "Sharpen"), (brighten, "brighten")],
     ids=["fastai's", "a user's", "a function"],
 )
 def test_an_unknown_item_transform_is_an_error_with_its_name(tfm, name):
-    with pytest.raises(UnknownTransformError, match=f"the transform {name} acts at validation"):
-        item_steps(Pipeline([Resize(64), tfm, ToTensor()]))
+    with pytest.raises(LearnerError, match=f"the transform {name} acts at validation"):
+        item_steps(Pipeline([Resize(64), tfm, ToTensor()]), never)
 
 
 def test_an_unknown_transform_for_training_is_ignored():
-    assert len(batch_modules(Pipeline([IntToFloatTensor(), TRAINING_ONLY]), (8, 8))) == 1
-    assert len(item_steps(Pipeline([Resize(64), TRAINING_ONLY, ToTensor()]))) == 1
+    assert len(batch_modules(Pipeline([IntToFloatTensor(), TRAINING_ONLY]), (8, 8), never)) == 1
+    assert len(item_steps(Pipeline([Resize(64), TRAINING_ONLY, ToTensor()]), never)) == 1
 
 
-def test_a_learner_that_does_not_resize_is_rejected():
-    with pytest.raises(UnknownTransformError, match=r"give it item_tfms=Resize\(...\)"):
-        item_steps(Pipeline([ToTensor()]))
+@pytest.mark.parametrize("tfms", [[], [RatioResize(64)], [RatioResize(64), RatioResize(32)]], ids=len)
+def test_a_learner_whose_pictures_keep_different_sizes_is_rejected(tfms):
+    with pytest.raises(LearnerError, match=r"not of one size: give it item_tfms=Resize\(...\)"):
+        item_steps(Pipeline([*tfms, ToTensor()]), never)
+
+
+def test_ratio_resize_is_a_step_before_the_size_is_fixed_and_a_resize_after_it():
+    bilinear = {"resample": "BILINEAR"}
+    assert item_steps(Pipeline([RatioResize(96), Resize(64)]), never) == [
+        {"op": "ratio_resize", "side": 96, **bilinear},
+        {"op": "resize", "method": "crop", "size": [64, 64], "pad": "reflection", **bilinear},
+    ]
+    assert item_steps(Pipeline([CropPad((20, 30)), RatioResize(96)]), never) == [
+        {"op": "crop_pad", "size": [20, 30], "pad": "zeros"},
+        {"op": "resize", "method": "crop", "size": [64, 96], "pad": "reflection", **bilinear},
+    ]
 
 
 def test_sizes_are_written_as_height_and_width():
-    assert item_steps(Pipeline([CropPad((20, 30), "border"), Resize((40, 60), "pad", "zeros")])) == [
+    assert item_steps(Pipeline([CropPad((20, 30), "border"), Resize((40, 60), "pad", "zeros")]), never) == [
         {"op": "crop_pad", "size": [20, 30], "pad": "border"},
         {"op": "resize", "method": "pad", "size": [40, 60], "pad": "zeros", "resample": "BILINEAR"},
     ]

@@ -22,7 +22,7 @@ import inference
 import large_pictures
 import precision
 import predictor
-from precision import gate, margins
+from gates import gate, gate_classes, margins
 from support import ROOT
 
 with warnings.catch_warnings():
@@ -46,7 +46,7 @@ SHADES = {"Black": 30, "Dark": 95, "Light": 160, "White": 225}
 ALL_MODES = "fp32 bf16 int8"
 
 
-# --- the gate
+# --- the gates
 
 
 def answers(right: int, wrong: int, margin: float = 0.9) -> np.ndarray:
@@ -63,9 +63,9 @@ def truth(count: int) -> np.ndarray:
     ("count", "lost", "passed"), [(200, 1, True), (199, 1, False), (200, 2, False), (400, 2, True)]
 )
 def test_the_gate_allows_half_a_point_of_accuracy(count, lost, passed):
-    verdict = gate(answers(count, 0, 0.1), answers(count - lost, lost, 0.1), truth(count), None)
+    verdict = gate_classes(answers(count, 0, 0.1), answers(count - lost, lost, 0.1), truth(count), None)
     assert verdict["reason"].startswith("nothing to compare" if passed else "accuracy ")
-    confident = gate(answers(count, 0), answers(count - lost, lost), truth(count), None)
+    confident = gate_classes(answers(count, 0), answers(count - lost, lost), truth(count), None)
     assert confident["passed"] is passed
     assert confident["accuracy"] == (count - lost) / count
 
@@ -73,7 +73,7 @@ def test_the_gate_allows_half_a_point_of_accuracy(count, lost, passed):
 @pytest.mark.parametrize(("count", "differ", "passed"), [(100, 1, True), (99, 1, False), (200, 3, False)])
 def test_the_gate_requires_99_of_100_confident_answers(count, differ, passed):
     wrong, other = answers(0, count), answers(differ, count - differ)  # more are right: accuracy passes
-    verdict = gate(wrong, other, truth(count), None)
+    verdict = gate_classes(wrong, other, truth(count), None)
     assert (verdict["passed"], verdict["agreement"]) == (passed, (count - differ) / count)
     assert passed or "of the clear fp32 answers are kept (at least 99 %)" in verdict["reason"]
 
@@ -81,13 +81,13 @@ def test_the_gate_requires_99_of_100_confident_answers(count, differ, passed):
 def test_the_gate_ignores_answers_with_a_small_margin():
     before = np.concatenate([answers(100, 0), answers(0, 50, 0.19)])
     after = np.concatenate([answers(100, 0), answers(50, 0, 0.9)])
-    assert gate(before, after, truth(150), None)["agreement"] == 1
+    assert gate_classes(before, after, truth(150), None)["agreement"] == 1
     confident = np.concatenate([answers(100, 0), answers(0, 50, 0.21)])
-    assert gate(confident, after, truth(150), None)["agreement"] == 100 / 150
+    assert gate_classes(confident, after, truth(150), None)["agreement"] == 100 / 150
 
 
 def test_the_gate_rejects_without_a_confident_answer():
-    verdict = gate(answers(50, 50, 0.1), answers(50, 50, 0.1), truth(100), None)
+    verdict = gate_classes(answers(50, 50, 0.1), answers(50, 50, 0.1), truth(100), None)
     assert (verdict["passed"], verdict["agreement"]) == (False, None)
 
 
@@ -95,9 +95,54 @@ def test_the_gate_rejects_nan():
     broken = answers(100, 0)
     broken[7] = np.nan
     assert (
-        gate(answers(100, 0), broken, truth(100), None)["reason"]
+        gate_classes(answers(100, 0), broken, truth(100), None)["reason"]
         == "some of its probabilities are not numbers"
     )
+
+
+@pytest.mark.parametrize(("differ", "passed"), [(1, True), (2, False)])
+def test_without_labels_only_the_agreement_counts(differ, passed):
+    verdict = gate_classes(answers(100, 0), answers(100 - differ, differ), None, None)
+    assert (verdict["accuracy"], verdict["agreement"], verdict["passed"]) == (None, 1 - differ / 100, passed)
+
+
+@pytest.mark.parametrize(
+    ("away", "count", "passed"), [(0.99, 100, True), (1.01, 1, True), (1.01, 2, False), (np.nan, 1, False)]
+)
+def test_numbers_may_be_a_hundredth_of_their_spread_away(away, count, passed):
+    reference = np.stack([np.linspace(0, 100, 101)[:100] * 100 / 99, np.linspace(5, 5.2, 100)], 1)
+    candidate = reference.copy()
+    candidate[:count, 0] += away
+    verdict = gate({"task": "regression"}, reference, candidate, None)
+    assert verdict["passed"] is passed, verdict
+    assert verdict.keys() == {"agreement", "passed", "reason"}
+
+
+def test_numbers_that_never_change_may_be_a_thousandth_away():
+    reference = np.full((10, 1), 500.0)
+    assert gate({"task": "regression"}, reference, reference + 0.4, None)["passed"]
+    assert gate({"task": "regression"}, reference, reference + 0.6, None)["reason"] == (
+        "0.0 % of the answers are as fp32's (at least 99 %)"
+    )
+
+
+@pytest.mark.parametrize(("pixels", "passed"), [(1.9, True), (2.1, False)])
+def test_points_may_be_a_hundredth_of_the_longer_side_away(pixels, passed):
+    facts = {"task": "points", "input": {"shape": ["batch", 100, 200, 3]}}
+    reference = np.zeros((50, 2, 2))
+    for side, axis in ((200, 0), (100, 1)):  # x, y
+        candidate = reference.copy()
+        candidate[:2, 1, axis] += 2 * pixels / side
+        verdict = gate(facts, reference, candidate, None)
+        assert (verdict["passed"], verdict["agreement"]) == (passed, 1 if passed else 0.98)
+
+
+@pytest.mark.parametrize(("differ", "passed"), [(1000, True), (1001, False)])
+def test_99_of_100_pixels_of_a_mask_must_be_the_same(differ, passed):
+    reference = np.zeros((10, 100, 100))
+    candidate = reference.copy()
+    candidate.reshape(-1)[:differ] = 3
+    assert gate({"task": "segmentation"}, reference, candidate, None)["passed"] is passed
 
 
 def test_with_several_labels_the_whole_set_counts():
@@ -105,13 +150,13 @@ def test_with_several_labels_the_whole_set_counts():
     labels = np.array([[True, True, False], [True, False, False]])
     np.testing.assert_allclose(margins(before, 0.5), [0.6, 0.1])
     fewer = np.array([[0.9, 0.3, 0.1], [0.9, 0.45, 0.1]])
-    assert gate(before, fewer, labels, 0.5) | {"reason": ""} == {
+    assert gate_classes(before, fewer, labels, 0.5) | {"reason": ""} == {
         "accuracy": 0.5,
         "agreement": 0.0,
         "passed": False,
         "reason": "",
     }
-    assert gate(before, before, labels, 0.5)["passed"]
+    assert gate_classes(before, before, labels, 0.5)["passed"]
     assert margins(before, 0.85)[0] == pytest.approx(0.1)
 
 
@@ -278,7 +323,7 @@ def test_fast_packs_and_serves_int8(trained, model, tmp_path, all_modes, monkeyp
     for entry in json.loads((trained / "validation.json").read_text()):
         batch = (trained / entry["file"]).read_bytes()
         first, second = (
-            inference.predict_fn(inference.input_fn(batch), model).probabilities[0] for model in (int8, fp32)
+            inference.predict_fn(inference.input_fn(batch), model).outputs[0] for model in (int8, fp32)
         )
         assert first.argmax() == second.argmax()
         assert not np.array_equal(first, second)  # the arithmetic differs
@@ -437,10 +482,10 @@ def test_photographs_are_those_of_phones_and_of_the_client(tmp_path, orientation
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.effect_noise((60, 40), 90).convert("RGB").save(tmp_path / "a.jpg", exif=exif)
-    photo = large_pictures.enlarge(inference, (tmp_path / "a.jpg").read_bytes())
+    photo = large_pictures.enlarge(inference, {}, (tmp_path / "a.jpg").read_bytes())
     with Image.open(io.BytesIO(photo)) as picture:
         assert (picture.format, picture.size) == ("JPEG", (4000, 2667) if orientation == 1 else (2667, 4000))
-    assert large_pictures.enlarge(inference, photo) is photo
+    assert large_pictures.enlarge(inference, {}, photo) is photo
     assert large_pictures.SHRINK == predictor.SHRINK
     assert large_pictures.shrink(photo) == predictor.scale_down(
         photo, predictor.SHRINK, predictor.REALTIME_LIMIT
@@ -451,7 +496,7 @@ def test_a_photograph_that_is_large_enough_is_unchanged():
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
     Image.new("RGB", (4000, 1500)).save(file, "JPEG", exif=exif)
-    assert large_pictures.enlarge(inference, file.getvalue()) == file.getvalue()
+    assert large_pictures.enlarge(inference, {}, file.getvalue()) == file.getvalue()
     assert large_pictures.shrink(file.getvalue()) == predictor.scale_down(file.getvalue(), 1280, 10**6)
     with Image.open(io.BytesIO(large_pictures.shrink(file.getvalue()))) as picture:
         assert picture.size == (640, 1707)  # the long side counts as twice the short one
