@@ -149,7 +149,7 @@ def scale_levels(picture: Image.Image, levels: list[float]) -> Image.Image:
     rows = max(1, LEVELS_STRIP // picture.width)
     for top in range(0, picture.height, rows):  # in strips, because the floats take 8 bytes a pixel
         strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
-        scaled = (np.asarray(strip, np.float64) - black) * (255 / (white - black))
+        scaled = (np.asarray(strip, np.float64) - black) * 255 / (white - black)
         whole = np.rint(np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255))
         grey.paste(Image.fromarray(whole.astype(np.uint8)), (0, top))
     return grey
