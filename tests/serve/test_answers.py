@@ -20,7 +20,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from plain_server import running
+from plain_server import running, wait_for_ping
 
 import inference
 from answers import check_output, describe, paint, points, regression, segmentation
@@ -205,7 +205,9 @@ LABELS = ["sky", "cat", "dog"]
 SQUISH = {"op": "resize", "method": "squish", "size": [8, 12], "pad": "zeros", "resample": "NEAREST"}
 CROP = SQUISH | {"method": "crop"}
 MEAN = helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0)
-GRAPHS = {  # the nodes from float32 pixels (N, 8, 12, C) to the output, and its shape
+GRAPHS: dict[
+    str, tuple[list, list]
+] = {  # the nodes from float32 pixels (N, 8, 12, C) to the output, and its shape
     "regression": ([MEAN, helper.make_node("Mul", ["mean", "scale"], ["out"])], ["batch", "C"]),
     "points": (
         [
@@ -233,7 +235,13 @@ CONSTANTS = {
 def write_model(folder: Path, task: str, scale: float = 2, **changes: object) -> Path:
     """A model folder: regression gives each channel's mean * scale, points the input's corners and middle,
     segmentation the first channel."""
-    how = {"shape": ["batch", 8, 12, 3], "dtype": "uint8", "mode": "RGB", "steps": [SQUISH], **changes}
+    how: dict[str, Any] = {
+        "shape": ["batch", 8, 12, 3],
+        "dtype": "uint8",
+        "mode": "RGB",
+        "steps": [SQUISH],
+        **changes,
+    }
     channels = how["shape"][3]
     nodes, shape = GRAPHS[task]
     shape = [channels if side == "C" else side for side in shape]
@@ -269,6 +277,7 @@ def served(request, tmp_path_factory) -> Iterator[tuple[str, str]]:
     task = request.param
     with running(write_model(tmp_path_factory.mktemp("served") / "model", task)) as process:
         line = process.log.wait_for("INFO server: ready after ")
+        wait_for_ping(process.url, 200)
         assert line.endswith(f" s: {'3 labels' if task == 'segmentation' else task}, fp32\n")
         yield task, process.url
 
