@@ -259,9 +259,10 @@ def _load(picture: Any) -> Any:
     if isinstance(picture, bytes | bytearray | memoryview):
         if not picture:
             raise PredictionError("not_a_picture", "the picture is empty")
+        picture = bytes(picture)
         if _brands(picture) & HEIC and not _brands(picture) & AVIF:
             raise PredictionError("not_a_picture", "HEIC pictures cannot be read: convert them to JPEG")
-        return bytes(picture)
+        return picture
     if pil and isinstance(picture, pil.Image):
         return picture
     if numpy and isinstance(picture, numpy.ndarray):
@@ -320,8 +321,8 @@ def _brands(body: bytes) -> set[bytes]:
     """The brand of an HEIF file, and if that is a general one those that it is compatible with."""
     if body[4:8] != b"ftyp":
         return set()
-    brand, end = bytes(body[8:12]), min(int.from_bytes(body[:4], "big"), 256)
-    return {brand} if brand not in GENERAL else {bytes(body[at : at + 4]) for at in range(16, end, 4)}
+    brand, end = body[8:12], min(int.from_bytes(body[:4], "big"), 256)
+    return {brand} if brand not in GENERAL else {body[at : at + 4] for at in range(16, end, 4)}
 
 
 # Scaling down, and back
@@ -759,10 +760,9 @@ def _has_mask(answer: dict) -> bool:
 
     The pixels are not decoded, which would need Pillow. Raises ValueError if it is not base64.
     """
-    mask, *size = (answer.get(key) for key in ("mask", "width", "height"))
-    if not isinstance(mask, str) or not all(type(side) is int and side > 0 for side in size):
-        return False
-    if size[0] * size[1] > MAX_MASK:
+    mask, sides = answer.get("mask"), (answer.get("width"), answer.get("height"))
+    size = [side for side in sides if type(side) is int and side > 0]  # isinstance would take True
+    if not isinstance(mask, str) or len(size) < 2 or size[0] * size[1] > MAX_MASK:
         return False
     header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"".join(side.to_bytes(4, "big") for side in size) + b"\x08\0"
     return base64.b64decode(mask, validate=True).startswith(header)

@@ -6,7 +6,6 @@ the points and the mask drawn over it, in the colours of the bars.
 
 import os
 import sys
-from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any
 
@@ -153,8 +152,9 @@ def ranking(row: dict, *, large: bool) -> list[tuple[str, float, str | None]]:
     classes = [(one["class"], one["share"]) for one in row["classes"]] or [("none", 0)]
     if not large:
         return [(*classes[0], "cyan")]
-    pairs = zip_longest(classes[:MAX_LINES], classes_in(row)[: min(len(classes), MAX_LINES)], fillvalue=0)
-    return [(*one, "rgb({},{},{})".format(*colour(number))) for one, number in pairs]
+    found = [*classes_in(row), *[0] * MAX_LINES]  # an answer may name more classes than its mask has
+    pairs = zip(classes[:MAX_LINES], found, strict=False)
+    return [(name, share, "rgb({},{},{})".format(*colour(number))) for (name, share), number in pairs]
 
 
 def by_confidence(confidence: float) -> str:
@@ -192,31 +192,30 @@ def training_cells(row: dict) -> list[Text]:
     if not (entry := row.get("training")):
         return [Text("nothing", "dim"), Text()]
     predicted, label, detail = training_texts(entry)
-    prediction = (
-        Text(f"✓ {detail}", "green")
-        if entry["agrees"]
-        else Text(f"✗ {predicted} {detail}".rstrip(), "bold red" if entry.get("sure", True) else "yellow")
-    )
+    style = "green" if entry["agrees"] else "bold red" if entry.get("sure", True) else "yellow"
+    parts = ("✓", detail) if entry["agrees"] else ("✗", predicted, detail)
+    prediction = Text(" ".join(filter(None, parts)), style)
     return [prediction, Text("✓", "green") if entry["right"] else Text(label, "yellow")]
 
 
 def training_texts(entry: dict) -> tuple[str, str, str]:
-    """What training predicted, the label (empty if it is unknown), and training's confidence or the error."""
-    labels, predicted = entry["labels"], entry["predicted"]
-    if entry["kind"] == "class":
-        chosen, label = (", ".join(names) or "none" for names in (predicted, labels or []))
+    """What training predicted, the picture's label, and training's confidence or the answer's difference.
+
+    Of points and masks, the prediction only where there is no answer.
+    """
+    kind, labels, predicted = entry["kind"], entry["labels"], entry["predicted"]
+    if kind == "class":
+        chosen, label = (", ".join(names or []) or "none" for names in (predicted, labels))
         return chosen, "" if labels is None else label, percent(entry["confidence"])
-    if entry["kind"] == "mask":
-        shares = ", ".join(f"{name} {percent(share, 0)}" for name, share in predicted.items())
-        return "" if "difference" in entry else shares, "", difference(entry, "{:.2%} differ")
-    write = numbers if entry["kind"] == "values" else points
-    detail = numbers(predicted) if entry["kind"] == "values" else difference(entry, "{:.1f} pixels")
-    return "" if detail else write(predicted), "" if labels is None else write(labels), detail
-
-
-def difference(entry: dict, form: str) -> str:
-    """The answer's difference from training's; empty if there was no answer."""
-    return form.format(entry["difference"]).replace("%", " %") if "difference" in entry else ""
+    if kind == "values":
+        return "", "" if labels is None else numbers(labels), numbers(predicted)
+    label = "" if labels is None or kind == "mask" else points(labels)
+    if "difference" in entry:
+        difference = entry["difference"]
+        return "", label, f"{percent(difference, 2)} differ" if kind == "mask" else f"{difference:.1f} pixels"
+    if kind == "points":
+        return points(predicted), label, ""
+    return ", ".join(f"{name} {percent(share, 0)}" for name, share in predicted.items()), label, ""
 
 
 def thumbnail(row: dict) -> Text:
@@ -240,7 +239,7 @@ def small_picture(row: dict) -> Any:
     """A PIL image of the picture's thumbnail, with its answer's points or mask drawn over it."""
     from PIL import Image, ImageOps
 
-    image = Image.open(row["file"])
+    image: Any = Image.open(row["file"])
     size = image.size
     image.draft("RGB", (8 * WIDTH, 8 * HEIGHT))
     image.load()  # Pillow rotates a TIFF while it decodes

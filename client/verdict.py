@@ -128,8 +128,9 @@ def compare_values(row: dict, entry: dict) -> dict[str, Any]:
 def compare_points(row: dict, entry: dict) -> dict[str, Any]:
     """Whether each point is near enough, and the largest distance in pixels."""
     check_length(row["points"], entry["predicted"], "points")
-    shift = max(math.dist(a, b) for a, b in zip(row["points"], entry["predicted"], strict=True))
-    return {"agrees": shift <= MAX_SHIFT * max(entry["size"]), "difference": round(shift, 3)}
+    pairs = zip(row["points"], entry["predicted"], strict=True)
+    shift = round(max(math.dist(*pair) for pair in pairs), 3)
+    return {"agrees": shift <= MAX_SHIFT * max(entry["size"]), "difference": shift}
 
 
 def check_length(answer: list, predicted: list, name: str) -> None:

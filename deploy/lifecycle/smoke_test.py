@@ -215,6 +215,7 @@ def read_answer(answer: Any) -> tuple[str, Any, str]:
         label = one_line(answer["class"])
         labels = {str(name) for name in answer.get("classes", [answer["class"]])}
         return "labels", labels, f"{label} ({number(answer['confidence']):.1%})"
+    found: list
     if "values" in answer:
         kind, found = "values", [number(value) for value in answer["values"]]
     elif "points" in answer:
