@@ -75,10 +75,12 @@ def sagemaker_client(name: str, connections: int) -> Send:
 
 
 def problem(status: int, body: bytes) -> str | None:
-    """None for an answer; else the status and the server's code, such as "503 busy"."""
+    """None for an answer of any task; else the status and the server's code, such as "503 busy"."""
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: a million brackets
+        content = None
+    if not isinstance(content, dict):
         return f"{status} unexpected"
-    code = content.get("error") if isinstance(content, dict) else None
+    code = content.get("error")
     return None if status == 200 and not code else f"{status} {code or 'unexpected'}"

@@ -4,7 +4,8 @@
     python bench/load.py --endpoint pets --out build/pets/bench.json
 
 Each step keeps a number of requests in flight for some seconds, without retries. The first step with a p99
-over the limit, or with more than MAX_ERRORS of its requests failed, is the last. `--out` is a JSON object:
+over the limit, or with more than MAX_ERRORS of its requests failed, is the last. The model may have any task:
+an answer is whatever has status 200 and is a JSON object without an error. `--out` is a JSON object:
 
     endpoint   the address or the name
     picture    {"from": "generated" or the paths, "files": 1, "bytes": 99871 (on average)}
@@ -41,7 +42,7 @@ MAX_ERRORS = 0.05  # of the requests of a step
 NEAR = 0.97  # of the highest throughput, which varies by chance where more requests only wait longer
 WARM_UPS = 5
 PAUSE_SECONDS = 0.1  # after a failed request: no client should retry at once when a server is full
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 MAX_FILES = 200  # held in memory
 
 

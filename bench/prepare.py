@@ -7,6 +7,7 @@ scripts of this checkout.
 
 import bisect
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -48,9 +49,19 @@ def train_stand_in(out: Path) -> Path:
 
 
 def check_training_folder(folder: Path) -> Path:
-    """The folder's absolute path, if train/train.py wrote it. Raises BenchError."""
-    if not (folder / "export.pkl").is_file() or not (folder / "metrics.json").is_file():
-        raise BenchError(f"{folder} is not a folder that train/train.py wrote: name one with --train", 2)
+    """The folder's absolute path, if train/train.py wrote it and its model is the guide's kind.
+
+    Raises BenchError.
+    """
+    try:
+        task = json.loads((folder / "metrics.json").read_bytes()).get("task", "single")
+        (folder / "export.pkl").stat()
+    except (OSError, ValueError, AttributeError):
+        text = f"{folder} is not a folder that train/train.py wrote: name one with --train"
+        raise BenchError(text, 2) from None
+    if task != "single":
+        text = f"{folder} has a model of the task {task}, which the guide's handlers cannot answer"
+        raise BenchError(f"{text}: name a classifier with one label", 2)
     return folder.resolve()
 
 

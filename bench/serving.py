@@ -2,7 +2,8 @@
 
 It packages one trained model three times (the guide's way, ours exact, ours fast), puts each behind the
 servers that people use for it, sends the same photographs to all, and prints one table. A round measures
-every row once; ratios are taken inside a round, because machines change their speed between rounds.
+every row once; ratios are taken inside a round, because machines change their speed between rounds. The model
+is a classifier with one label of pictures in colour, as the guide's is.
 
 Run it on an idle machine; `taskset -c 0,1 python bench/serving.py` takes two cores of a larger one. On two
 cores three rounds take about 12 minutes, and the first run some more, to train a stand-in model and to

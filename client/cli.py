@@ -4,6 +4,10 @@
     python client/cli.py photos/ --endpoint pets --json
     python client/cli.py --url http://127.0.0.1:8080 --expect build/local/train/validation.json
 
+The endpoint may classify, predict values or points, or segment. `--expect` passes if at least 99 % of the
+answers are those that training wrote: the same classes; each value within 1 % of its range over all pictures;
+each point within 1 % of the picture's longer side; of masks, 99 % of all pixels.
+
 Exit codes: 0 every picture was answered (and `--expect` passed) · 1 negative result · 2 usage · 3 external
 failure (no endpoint, network, AWS)
 """
@@ -14,22 +18,27 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path, PurePath
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from predictor import KINDS, SHRINK, ImagePredictor, PredictionError
+from predictor import KINDS, SHRINK, ImagePredictor, PredictionError, read_mask
+from verdict import judge, tolerances
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 # Error codes that say nothing about the pictures: if all have one, there is no endpoint.
 NO_ENDPOINT = ("unreachable", "timeout", "aws", "not_loaded", "busy", "unexpected")
 CONFIDENT_MARGIN = 0.2  # of training's best class over the second: below it, rounding may swap the two
-MIN_AGREEMENT = 0.99  # of the answers with at least that margin
+OWN_KEYS = ("file", "latency_ms", "error", "message", "training")  # of a row, whatever an answer contains
+UNSAFE = re.compile(  # control characters, those that reverse the text's direction, surrogates
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 NO_ENDPOINT_GIVEN = (
     "no endpoint given: pass --endpoint NAME for one on SageMaker, or start one on this machine with "
@@ -61,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(parse(argv))
     except CommandError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {terminal_safe(str(error))}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("stopped; waiting for the requests in flight", file=sys.stderr)
@@ -83,7 +92,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--kind", choices=KINDS, help="of the endpoint on SageMaker (default: as AWS describes it)"
     )
     parser.add_argument(
-        "--top-k", type=positive, default=5, metavar="N", help="classes per picture (%(default)s)"
+        "--top-k",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="a classifier's classes per picture (%(default)s)",
     )
     parser.add_argument(
         "--concurrency", type=positive, default=4, metavar="N", help="requests at the same time (%(default)s)"
@@ -97,7 +110,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "(%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print only JSON")
-    parser.add_argument("--no-thumbnails", action="store_true", help="one line per picture")
+    parser.add_argument(
+        "--no-thumbnails",
+        action="store_true",
+        help="one line per picture, without points and masks in colour",
+    )
     parser.add_argument(
         "--expect", type=Path, metavar="FILE", help="train's validation.json, to compare with"
     )
@@ -127,14 +144,26 @@ def run(args: argparse.Namespace) -> int:
 
     summary = {"endpoint": predictor.description, **summarise(rows, seconds)}
     if args.expect:
-        summary["verdict"] = judge(rows, expected, args.expect)
+        try:
+            summary["verdict"] = judge(rows, expected, args.expect)
+        except ValueError as error:
+            raise CommandError(2, str(error)) from error
     if args.json:
         print(json.dumps({"pictures": rows, "summary": summary}, indent=2, ensure_ascii=False))
     else:
         from table import show
 
-        show(rows, summary, thumbnails=not args.no_thumbnails)
+        show(terminal_safe(rows), terminal_safe(summary), thumbnails=not args.no_thumbnails)
     return 0 if not summary["failed"] and summary.get("verdict", {}).get("passed", True) else 1
+
+
+def terminal_safe(value: Any) -> Any:
+    """The value with control characters in its texts escaped: an endpoint could control the terminal."""
+    if isinstance(value, str):
+        return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
+    if isinstance(value, list):
+        return [terminal_safe(one) for one in value]
+    return {key: terminal_safe(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def connect(args: argparse.Namespace) -> ImagePredictor:
@@ -163,19 +192,37 @@ def once() -> Callable[[str], None]:
 def read_expected(file: Path) -> dict[str, dict]:
     """Training's predictions in validation.json, by the picture's path. Raises CommandError."""
     try:
-        return {
-            str(file.parent / entry["file"]): {
-                "labels": list(entry["labels"]),
-                "predicted": list(entry["predicted"]),
-                "confidence": float(entry["confidence"]),
-                "sure": float(entry.get("margin", 1)) >= CONFIDENT_MARGIN,
-            }
-            for entry in json.loads(file.read_bytes())
-        }
+        entries = json.loads(file.read_bytes())
+        expected = {str(file.parent / entry["file"]): read_entry(entry, file.parent) for entry in entries}
+        values = [entry for entry in expected.values() if entry["kind"] == "values"]
+        for entry, allowed in zip(values, tolerances([e["predicted"] for e in values]), strict=True):
+            entry["tolerance"] = allowed
     except OSError as error:
         raise CommandError(2, f"cannot read {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CommandError(2, f"{file} is not a validation.json that training wrote") from error
+    return expected
+
+
+def read_entry(entry: dict, folder: Path) -> dict:
+    """What training predicted for one picture, and its `kind` as in verdict.KINDS.
+
+    Raises ValueError, KeyError, TypeError or AttributeError if training does not write such an entry.
+    """
+    labels, predicted = entry["labels"], entry["predicted"]
+    read: dict[str, Any] = {"labels": None if labels is None else list(labels)}
+    if "mask" in entry:
+        shares = {str(name): float(share) for name, share in predicted.items()}
+        return read | {"kind": "mask", "predicted": shares, "mask": str(folder / entry["mask"])}
+    if "size" in entry:
+        width, height = map(int, entry["size"])
+        points = [[float(x), float(y)] for x, y in predicted]
+        return read | {"kind": "points", "predicted": points, "size": [width, height]}
+    if "confidence" in entry:
+        sure = float(entry.get("margin", 1)) >= CONFIDENT_MARGIN
+        confidence = float(entry["confidence"])
+        return read | {"kind": "class", "predicted": list(predicted), "confidence": confidence, "sure": sure}
+    return read | {"kind": "values", "predicted": [float(value) for value in predicted]}
 
 
 def find_pictures(arguments: list[str]) -> list[str]:
@@ -235,7 +282,9 @@ def predict(predictor: ImagePredictor, top_k: int, picture: str) -> dict:
     """Send one picture: its file, the milliseconds, and the answer or the error."""
     started = time.perf_counter()
     try:
-        answer = predictor.predict(picture, top_k)
+        answer = {k: v for k, v in predictor.predict(picture, top_k).items() if k not in OWN_KEYS}
+        if "mask" in answer:
+            read_mask(answer)  # a broken one is an error of this picture
     except PredictionError as error:
         answer = {"error": error.code, "message": str(error)}
     return {"file": picture, "latency_ms": round((time.perf_counter() - started) * 1000, 1), **answer}
@@ -256,58 +305,6 @@ def summarise(rows: list[dict], seconds: float) -> dict:
 def percentile(ordered: list[float], percent: int) -> float | None:
     """The nearest-rank percentile of sorted values (p99 of 1..100 is 99); None without values."""
     return ordered[math.ceil(len(ordered) * percent / 100) - 1] if ordered else None
-
-
-def judge(rows: list[dict], expected: dict[str, dict], source: Path) -> dict:
-    """Compare the answers with training's; adds `training` to the rows that it has, by file name.
-
-    Of the answers where training was sure (of all, if it never was) MIN_AGREEMENT must agree, and none may be
-    missing. Raises CommandError if no picture is in `expected`.
-    """
-    by_name = {PurePath(file).name: entry for file, entry in expected.items()}
-    compared = [row for row in rows if PurePath(row["file"]).name in by_name]
-    if not compared:
-        raise CommandError(2, f"none of these pictures is in {source}")
-    for row in compared:
-        row["training"] = compare(row, by_name[PurePath(row["file"]).name])
-    answered = [row["training"] for row in compared if "error" not in row]
-    sure = [result for result in answered if result["sure"]] or answered
-    enough = sum(result["agrees"] for result in sure) >= MIN_AGREEMENT * len(sure)
-    agree, right = (sum(result[key] for result in answered) for key in ("agrees", "right"))
-    verdict = {
-        "passed": enough and len(answered) == len(compared),
-        "compared": len(compared),
-        "sure": len(sure),
-        "agree": agree,
-        "near_ties": len(answered) - agree - sum(not result["agrees"] for result in sure),
-        "right": right,
-        "largest_difference": max((result["difference"] for result in answered), default=0),
-    }
-    return verdict | {"sentence": sentence(verdict)}
-
-
-def sentence(verdict: dict) -> str:
-    """The verdict as a sentence."""
-    count, ties, right = (verdict[key] for key in ("compared", "near_ties", "right"))
-    others = f"; {ties} other{'s were near ties' if ties > 1 else ' was a near tie'}" if ties else ""
-    return (
-        f"{'passed' if verdict['passed'] else 'failed'}: {verdict['agree']} of {count} answers agree with "
-        f"training{others}; largest difference in confidence {verdict['largest_difference']:.1e}; "
-        f"{right} of {count} ({100 * right / count:.0f} %) match the label"
-    )
-
-
-def compare(row: dict, entry: dict) -> dict:
-    """Training's prediction for this picture, and whether the answer is the same."""
-    if "error" in row:
-        return {**entry, "agrees": False, "right": False}
-    classes = set(row.get("classes", [row["class"]]))
-    return {
-        **entry,
-        "agrees": classes == set(entry["predicted"]),
-        "right": classes == set(entry["labels"]),
-        "difference": round(abs(row["confidence"] - entry["confidence"]), 6),
-    }
 
 
 if __name__ == "__main__":

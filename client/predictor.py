@@ -10,10 +10,25 @@
     for answer in predictor.predict_many(["cat.jpg", "dog.jpg"]):
         print(answer)                                           # an answer, or a PredictionError
 
+What an answer contains depends on the model's task:
+
+    one label       {"class": "Bengal", "confidence": 0.93, "predictions": [{"class", "confidence"}, ...]}
+    several labels  the same, and "classes": ["Bengal", "kitten"], those above the model's threshold
+    regression      {"values": [1.5]}
+    points          {"points": [[x, y], ...]}
+    segmentation    {"classes": [{"class": "cat", "share": 0.31}, ...], "mask": "iVBO...", "width", "height"}
+
+Points and the mask are in pixels of the picture that was given, upright by its EXIF orientation (unless the
+model was packaged to ignore it), also where a smaller one was sent. A share is of the pixels that the model
+sees. The mask is a PNG in base64, its pixels are numbers of classes, 255 is one that the model does not see:
+
+    mask = read_mask(predictor.predict("cat.jpg"))              # a PIL image, needs Pillow
+
 Copy this one file into your application. Other packages are imported only when needed: Pillow to send PIL
-images and to scale down large pictures (without it, they are sent unscaled), numpy for arrays.
+images, to scale down large pictures (without it, they are sent unscaled) and to read masks, numpy for arrays.
 """
 
+import base64
 import contextlib
 import io
 import json
@@ -45,7 +60,11 @@ FIRST_WAIT = 0.5  # seconds before the first retry while a model is loading or b
 LONGEST_WAIT = 10  # ... up to this, whatever a server's Retry-After says
 SHRINK = 1280  # pixels: several times a model's input, in a tenth of the bytes of a phone's photograph
 SIDES = (2048, 1024, 512, 256)  # pixels; those below `shrink` are tried in turn to fit into the limit
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # as on the server, serve/pixels.py
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # as on the server, serve/pixels.py
+ORIENTATION = 0x0112  # EXIF's: 1 is upright; from 5 on, width and height change places
+GREY = ("1", "L", "LA")  # Pillow's modes without colours
+MAX_MASK = 50 * 10**6  # pixels of a mask, as of a picture on the server
+MAX_NUMBER = 3.5e38  # a little over float32's largest
 
 SIGNATURES = {  # the first bytes of a file
     b"\xff\xd8\xff": "image/jpeg",
@@ -56,6 +75,10 @@ SIGNATURES = {  # the first bytes of a file
     b"MM\0*": "image/tiff",
     b"\x93NUMPY": "application/x-npy",
 }
+# The brands of HEIF files, behind "ftyp"; a file of a general brand lists those that it is compatible with.
+AVIF = {b"avif", b"avis"}
+HEIC = {b"heic", b"heix", b"hevc", b"heim", b"heis"}
+GENERAL = {b"mif1", b"msf1"}
 
 ADVICE = {  # by a pattern in the name of botocore's exception, or in AWS's error code
     "Credential|Token|UnrecognizedClient|Signature": (
@@ -104,8 +127,9 @@ class ImagePredictor:
     Pass either `endpoint`, the name of a SageMaker endpoint, or `url`, the base address of a plain server. A
     picture whose longest side is over `shrink` pixels is sent as a JPEG of that size: fewer bytes, less time;
     `shrink=0` sends it unscaled. A picture with more bytes than the endpoint takes (or `limit`, if that is
-    less) is scaled down further, or with `shrink=0` rejected. `timeout`: seconds for each try; SageMaker's
-    own is 60.
+    less) is scaled down further, or with `shrink=0` rejected. A picture of 16 bits or floats per pixel
+    (Pillow's modes I, I;16, F) is never scaled down, because a JPEG would lose its values. EXIF's orientation
+    is sent, too. `timeout`: seconds for each try; SageMaker's own is 60.
 
     The other arguments are for SageMaker:
 
@@ -156,13 +180,17 @@ class ImagePredictor:
         self._server.stopped.set()
 
     def predict(self, picture: Any, top_k: int = 5) -> dict:
-        """The answer for one picture, its `top_k` predictions best first.
+        """The answer for one picture, as the head of this file describes it.
 
         `picture`: an encoded picture's bytes, a path, an http(s) address (which the endpoint fetches), a PIL
-        image, or an array of uint8, shape (height, width, 3), RGB. Raises PredictionError.
+        image, or an array of uint8, shape (height, width, 3), RGB. A classifier's answer has its `top_k`
+        predictions, best first. Raises PredictionError, also for an answer of another shape.
         """
+        picture = _load(picture)
         body, content_type = pack(picture, self.shrink, self.limit)
-        return _answer(self._server.send(body, content_type, f"top_k={top_k}"))
+        answer = _answer(self._server.send(body, content_type, f"top_k={top_k}"))
+        smaller = content_type == "image/jpeg" and body is not picture
+        return _in_pixels_of(picture, answer, body) if smaller else answer
 
     def predict_many(
         self, pictures: Iterable, top_k: int = 5, concurrency: int = 8
@@ -231,7 +259,10 @@ def _load(picture: Any) -> Any:
     if isinstance(picture, bytes | bytearray | memoryview):
         if not picture:
             raise PredictionError("not_a_picture", "the picture is empty")
-        return bytes(picture)
+        picture = bytes(picture)
+        if _brands(picture) & HEIC and not _brands(picture) & AVIF:
+            raise PredictionError("not_a_picture", "HEIC pictures cannot be read: convert them to JPEG")
+        return picture
     if pil and isinstance(picture, pil.Image):
         return picture
     if numpy and isinstance(picture, numpy.ndarray):
@@ -262,35 +293,54 @@ def _encode(picture: Any) -> tuple[bytes, str]:
         np.save(file, picture, allow_pickle=False)
         return file.getvalue(), "application/x-npy"
     try:
-        image = _upright(picture)  # PNG would lose the orientation
-        if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"):
+        picture.load()
+        image, kind = picture, "PNG"
+        if _is_deep(image):
+            kind = "PNG" if image.mode == "I;16" else "TIFF"  # PNG has no floats, and at most 16 bits
+        elif image.mode not in (*GREY, "P", "RGB", "RGBA"):
             image = image.convert("RGB")
-        image.save(file, "PNG", compress_level=1)
+        image.save(
+            file, kind, **_orientation_only(picture), **({"compress_level": 1} if kind == "PNG" else {})
+        )
     except OSError as error:  # a truncated file that Pillow opened
         raise PredictionError("not_a_picture", f"the image cannot be read: {error}") from error
-    return file.getvalue(), "image/png"
+    return file.getvalue(), f"image/{kind.lower()}"
 
 
 def _type(body: bytes) -> str:
     """The Content-Type by a file's first bytes: file names are too often wrong."""
     if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
         return "image/webp"
+    if _brands(body) & AVIF:
+        return "image/avif"
     kinds = (kind for signature, kind in SIGNATURES.items() if body.startswith(signature))
     return next(kinds, "application/octet-stream")
 
 
-# Scaling down
+def _brands(body: bytes) -> set[bytes]:
+    """The brand of an HEIF file, and if that is a general one those that it is compatible with."""
+    if body[4:8] != b"ftyp":
+        return set()
+    brand, end = body[8:12], min(int.from_bytes(body[:4], "big"), 256)
+    return {brand} if brand not in GENERAL else {body[at : at + 4] for at in range(16, end, 4)}
+
+
+# Scaling down, and back
 
 
 def scale_down(picture: Any, shrink: int, limit: int) -> bytes:
     """A JPEG of at most `shrink` pixels and `limit` bytes. Raises PredictionError and Pillow's errors."""
     image = _open(picture)
+    if _is_deep(image):
+        raise ValueError("a picture of 16 bits or floats per pixel would lose its values")
     if isinstance(picture, bytes):  # decoding a JPEG at half its size takes a third of the time
         image.draft(None, _scaled(image.size, shrink))
-    image = _upright(image).convert("RGB")
+    image.load()  # Pillow rotates a TIFF while it decodes
+    options = _orientation_only(image) | {"quality": 90}
+    image = image.convert("L" if image.mode in GREY else "RGB")
     for side in (shrink, *(side for side in SIDES if side < shrink)):
         file = io.BytesIO()
-        image.resize(_scaled(image.size, side)).save(file, "JPEG", quality=90)
+        image.resize(_scaled(image.size, side)).save(file, "JPEG", **options)
         if file.tell() <= limit:
             return file.getvalue()
     raise PredictionError("too_large", f"no usable size fits into {limit:,} bytes")
@@ -329,14 +379,60 @@ def _scaled(size: tuple[int, int], side: int) -> tuple[int, int]:
     return width, height
 
 
-def _upright(image: Any) -> Any:
-    """Rotate by the EXIF orientation; unrotated if EXIF is damaged, like the server."""
-    from PIL import ImageOps
+def _is_deep(image: Any) -> bool:
+    """Whether a pixel has more than 8 bits: Pillow's modes I, I;16, I;16B and F."""
+    return image.mode[0] in "IF"
 
+
+def _orientation(image: Any) -> int:
+    """EXIF's orientation, 1 to 8; 1 if EXIF is damaged, like the server."""
     try:
-        return ImageOps.exif_transpose(image)
+        value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow's EXIF reader raises many types, too
-        return image
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _orientation_only(image: Any) -> dict[str, Any]:
+    """Options of Pillow's `save` that keep the orientation, and nothing else of EXIF.
+
+    The pixels are not rotated here, because a model may have been packaged to ignore the orientation.
+    """
+    from PIL import Image
+
+    if (value := _orientation(image)) == 1:
+        return {}
+    exif = Image.Exif()
+    exif[ORIENTATION] = value
+    return {"exif": exif}
+
+
+def _in_pixels_of(picture: Any, answer: dict, body: bytes) -> dict:
+    """The answer for `body`, a smaller `picture`, with points and mask in pixels of the picture.
+
+    Raises PredictionError if a mask is broken, or has neither the size of `body` nor that size on its side.
+    """
+    if "class" in answer or "values" in answer:
+        return answer
+    image = _open(body)
+    given, sent = _open(picture).size, image.size
+    if _orientation(image) >= 5:  # the server rotates it, unless the model ignores EXIF: see below
+        given, sent = given[::-1], sent[::-1]
+    if given == sent:
+        return answer
+    if "points" in answer:
+        # Both sides have the same scale, up to the rounding of a pixel: it serves rotated or not.
+        across, down = given[0] / sent[0], given[1] / sent[1]
+        return answer | {"points": [[round(x * across, 3), round(y * down, 3)] for x, y in answer["points"]]}
+    if (answer["width"], answer["height"]) == sent[::-1]:
+        given, sent = given[::-1], sent[::-1]
+    if (answer["width"], answer["height"]) != sent:
+        text = f"a mask of {answer['width']} x {answer['height']} for a picture of {sent[0]} x {sent[1]}"
+        raise PredictionError("unexpected", f"{text} pixels; is this the right endpoint?", 200)
+    file = io.BytesIO()
+    read_mask(answer).resize(given, 0).save(file, "PNG", compress_level=1)  # 0: the nearest pixel
+    mask = base64.b64encode(file.getvalue()).decode()
+    return answer | {"mask": mask, "width": given[0], "height": given[1]}
 
 
 # A plain server
@@ -604,15 +700,72 @@ def _advise(name: str, message: str) -> str:
 # From a reply to an answer
 
 
-def _answer(reply: bytes) -> dict:
+def read_mask(answer: dict) -> Any:
+    """The mask of a segmentation's answer: a PIL image of mode L whose pixels are numbers of classes.
+
+    It has the answer's width and height; 255 is a pixel that the model does not see. Needs Pillow. Raises
+    PredictionError if the mask is broken.
+    """
+    from PIL import Image
+
     try:
-        answer = json.loads(reply)
-    except ValueError:
-        answer = None
-    if isinstance(answer, dict) and "class" in answer:
-        return answer
+        mask = Image.open(io.BytesIO(base64.b64decode(answer["mask"])), formats=("PNG",))
+        mask.load()
+    except Exception as error:  # Pillow's decoders raise many types
+        raise PredictionError("unexpected", f"the answer's mask cannot be read: {error}", 200) from error
+    return mask
+
+
+def _answer(reply: bytes) -> dict:
+    """The answer in an endpoint's reply, which may be anything. Raises PredictionError."""
+    with contextlib.suppress(ValueError, RecursionError):  # RecursionError: a million brackets
+        if _is_answer(answer := json.loads(reply)):
+            return answer
     text = " ".join(reply[:200].decode(errors="replace").split())
     raise PredictionError("unexpected", f"not a prediction: {text}; is this the right endpoint?", 200)
+
+
+def _is_answer(answer: Any) -> bool:
+    """Whether it has the shape of an answer of one of the tasks. Other keys than those are not looked at."""
+    if not isinstance(answer, dict):
+        return False
+    if "class" in answer:
+        named = _each(lambda name: isinstance(name, str), answer.get("classes", []))
+        ranked = _each(lambda one: _is_named(one, "confidence"), answer.get("predictions"))
+        return named and ranked and _is_named(answer, "confidence")
+    if "values" in answer:
+        return _each(_is_number, answer["values"]) and len(answer["values"]) > 0
+    if "points" in answer:
+        points = answer["points"]
+        return _each(lambda point: _each(_is_number, point) and len(point) == 2, points) and len(points) > 0
+    return _each(lambda one: _is_named(one, "share"), answer.get("classes")) and _has_mask(answer)
+
+
+def _each(check: Callable[[Any], bool], values: Any) -> bool:
+    return isinstance(values, list) and all(map(check, values))
+
+
+def _is_number(value: Any) -> bool:
+    # json.loads also reads NaN, Infinity and whole numbers that no float can hold.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+
+
+def _is_named(value: Any, number: str) -> bool:
+    """Whether it is a class's name with a number, its confidence or share."""
+    return isinstance(value, dict) and isinstance(value.get("class"), str) and _is_number(value.get(number))
+
+
+def _has_mask(answer: dict) -> bool:
+    """Whether the mask is a PNG of 8-bit grey pixels in base64 of the size that the answer says.
+
+    The pixels are not decoded, which would need Pillow. Raises ValueError if it is not base64.
+    """
+    mask, sides = answer.get("mask"), (answer.get("width"), answer.get("height"))
+    size = [side for side in sides if type(side) is int and side > 0]  # isinstance would take True
+    if not isinstance(mask, str) or len(size) < 2 or size[0] * size[1] > MAX_MASK:
+        return False
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"".join(side.to_bytes(4, "big") for side in size) + b"\x08\0"
+    return base64.b64decode(mask, validate=True).startswith(header)
 
 
 def _failure(text: str) -> PredictionError:

@@ -1,8 +1,13 @@
-"""Print answers as a table: class, confidence, time, and thumbnails where the terminal has colours."""
+"""Print answers as a table, with thumbnails where the terminal has colours.
+
+Of classifiers and segmentations it shows classes with bars, else the first values or points. A thumbnail has
+the points and the mask drawn over it, in the colours of the bars.
+"""
 
 import os
 import sys
 from pathlib import PurePath
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -13,12 +18,23 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from predictor import ORIENTATION, read_mask
+
 MAX_LARGE = 20  # pictures; if there are more, each gets one line
 WIDTH, HEIGHT = 26, 16  # pixels of a thumbnail: a character is one wide and two high
+DIM = "bright_black"  # the bar of a class that is not part of the answer
+UNSEEN = 255  # the pixels of a mask that the model does not see
 # Widths of columns in characters.
 CLASS = 28
 BAR = 10
 PERCENT = 7
+MAX_LINES = 8  # classes of a segmentation beside its thumbnail
+MAX_VALUES, MAX_POINTS = 6, 3  # in a line
+# Red, green and blue of points and of a mask's classes, by their numbers; after the last the first again.
+PALETTE = (
+    (230, 60, 60), (60, 180, 75), (70, 130, 255), (255, 225, 25), (245, 130, 48), (200, 70, 230),
+    (70, 240, 240), (250, 190, 212), (170, 110, 40), (128, 128, 0), (220, 190, 255), (0, 128, 128),
+)  # fmt: skip
 
 
 def show(rows: list[dict], summary: dict, *, thumbnails: bool = True) -> None:
@@ -29,7 +45,8 @@ def show(rows: list[dict], summary: dict, *, thumbnails: bool = True) -> None:
     verdict = summary.get("verdict")
     wide = console.width >= (120 if verdict else 100)
     large = thumbnails and wide and len(rows) <= MAX_LARGE and can_paint(console)
-    more = ["training", "label"] if verdict else ["others"] if wide and not large else []
+    ranked = any("class" in row or "mask" in row for row in rows)
+    more = ["training", "label"] if verdict else ["others"] if wide and ranked and not large else []
     console.print(tabulate(rows, more, large=large))
     console.print(sum_up(summary), soft_wrap=True)
     if verdict:
@@ -52,49 +69,69 @@ def tabulate(rows: list[dict], more: list[str], *, large: bool) -> Table:
     if large:
         table.add_column(width=WIDTH)
     table.add_column("file", overflow="fold")
-    table.add_column(grid(width, [("class", "confidence", "")]), width=width + BAR + PERCENT + 2)
-    for heading in more:
-        table.add_column(heading, overflow="fold")
+    table.add_column(heading(rows, width), width=width + BAR + PERCENT + 2)
+    for name in more:
+        table.add_column(name, overflow="fold")
     table.add_column("ms", justify="right", no_wrap=True)
     for file, row in zip(files, rows, strict=True):
         cells: list[Text | Table] = [Text(file, "red" if "error" in row else "")]
         cells.append(answer(row, width, large=large))
         if large:
-            cells.insert(0, thumbnail(row["file"]))
+            cells.insert(0, thumbnail(row))
         if more:
             cells += [others(row)] if more == ["others"] else training_cells(row)
         table.add_row(*cells, Text(f"{row['latency_ms']:.0f}", "dim"))
     return table
 
 
+def heading(rows: list[dict], width: int) -> Table | Text:
+    """The heading of the middle column, for the kind of the first answer."""
+    row: dict = next((row for row in rows if "error" not in row), {})
+    if "class" not in row and ("values" in row or "points" in row):
+        return Text("values" if "values" in row else "points")
+    return grid(width, [("class", "share" if "class" not in row and "mask" in row else "confidence", "")])
+
+
 def class_width(rows: list[dict], *, large: bool) -> int:
-    """Characters for the names of classes; CLASS if the message of a failed row has to fit, too."""
-    widths = [cell_len(name) for row in rows for name, _, _ in ranking(row, large=large)]
-    return min(CLASS, max([5, *widths, *(CLASS for row in rows if "error" in row)]))
+    """Characters for the names of classes; CLASS where a message, values or points have to fit, too."""
+    names = [[name for name, _, _ in ranking(row, large=large)] for row in rows]
+    return min(CLASS, max([5, *(cell_len(name) for row in names for name in row or [CLASS * " "])]))
 
 
 def answer(row: dict, width: int, *, large: bool) -> Table | Text:
-    """The middle column: class, bar, per cent; or the error's message."""
+    """The middle column: class, bar, per cent; or values, points, or the error's message."""
     if "error" in row:
         return Text(row["message"], "red")
-    return grid(
-        width, [line(name, share, chosen=chosen) for name, share, chosen in ranking(row, large=large)]
-    )
+    if lines := ranking(row, large=large):
+        return grid(width, [line(*one) for one in lines])
+    return Text(numbers(row["values"]) if "values" in row else points(row["points"]))
+
+
+def numbers(values: list[float]) -> str:
+    """The first values of a regression, and how many there are if some are left out."""
+    more = f", ... ({len(values)} values)" if len(values) > MAX_VALUES else ""
+    return ", ".join(f"{value:.6g}" for value in values[:MAX_VALUES]) + more
+
+
+def points(found: list[list[float]]) -> str:
+    """The number of points, and the first of them in pixels."""
+    first = " ".join(f"({x:.6g}, {y:.6g})" for x, y in found[:MAX_POINTS])
+    return f"{len(found)} point{'s' * (len(found) > 1)}: {first}{' ...' * (len(found) > MAX_POINTS)}"
 
 
 def others(row: dict) -> Text:
     """The classes after the first, cut to the width of the column."""
-    rest = [p for p in row.get("predictions", [])[1:] if p["confidence"] >= 0.005]
-    text = ", ".join(f"{p['class']} {percent(p['confidence'], 0)}" for p in rest)
+    key = "confidence" if "class" in row else "share"
+    classes = row.get("predictions", []) if "class" in row else row.get("classes", [])
+    rest = [one for one in classes[1:] if one[key] >= 0.005]
+    text = ", ".join(f"{one['class']} {percent(one[key], 0)}" for one in rest)
     return Text(text, "dim", no_wrap=True, overflow="ellipsis")
 
 
-def line(name: str, confidence: float, *, chosen: bool) -> tuple[Text, ProgressBar, Text]:
-    """One class: its name, a bar, and per cent; bright if it is the endpoint's answer."""
-    colour = "green" if confidence >= 0.8 else "yellow" if confidence >= 0.5 else "dark_orange"
-    style = colour if chosen else "bright_black"
-    bar = ProgressBar(1, confidence, BAR, complete_style=style, finished_style=style)
-    return Text(name, "bold" if chosen else "dim"), bar, Text(percent(confidence), "" if chosen else "dim")
+def line(name: str, share: float, style: str | None) -> tuple[Text, ProgressBar, Text]:
+    """One class: its name, a bar, and per cent; bright in a style if it is part of the answer."""
+    bar = ProgressBar(1, share, BAR, complete_style=style or DIM, finished_style=style or DIM)
+    return Text(name, "bold" if style else "dim"), bar, Text(percent(share), "" if style else "dim")
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -102,14 +139,38 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def ranking(row: dict, *, large: bool) -> list[tuple[str, float, bool]]:
-    """The lines of an answer: class, confidence, and whether the class is the endpoint's answer."""
-    if "error" in row:
+def ranking(row: dict, *, large: bool) -> list[tuple[str, float, str | None]]:
+    """The lines of an answer with classes: class, share, and the bar's style, None if it is not chosen."""
+    if "class" in row:
+        chosen = row.get("classes", [row["class"]])
+        if not large or not row["predictions"]:
+            return [(", ".join(chosen) or "none", row["confidence"], by_confidence(row["confidence"]))]
+        ranked = [(one["class"], one["confidence"]) for one in row["predictions"]]
+        return [(name, share, by_confidence(share) if name in chosen else None) for name, share in ranked]
+    if "error" in row or "values" in row or "points" in row:
         return []
-    chosen = row.get("classes", [row["class"]])
-    if large:
-        return [(p["class"], p["confidence"], p["class"] in chosen) for p in row["predictions"]]
-    return [(", ".join(chosen) or "none", row["confidence"], True)]
+    classes = [(one["class"], one["share"]) for one in row["classes"]] or [("none", 0)]
+    if not large:
+        return [(*classes[0], "cyan")]
+    found = [*classes_in(row), *[0] * MAX_LINES]  # an answer may name more classes than its mask has
+    pairs = zip(classes[:MAX_LINES], found, strict=False)
+    return [(name, share, "rgb({},{},{})".format(*colour(number))) for (name, share), number in pairs]
+
+
+def by_confidence(confidence: float) -> str:
+    """The colour of a bar."""
+    return "green" if confidence >= 0.8 else "yellow" if confidence >= 0.5 else "dark_orange"
+
+
+def classes_in(row: dict) -> list[int]:
+    """The numbers of the classes in a mask, largest first: in the order of the answer's `classes`."""
+    counts = read_mask(row).histogram()[:UNSEEN]
+    return sorted((number for number in range(UNSEEN) if counts[number]), key=lambda n: -counts[n])
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """The colour of a class or a point by its number."""
+    return PALETTE[number % len(PALETTE)]
 
 
 def grid(width: int, lines: list[tuple]) -> Table:
@@ -130,24 +191,37 @@ def training_cells(row: dict) -> list[Text]:
     """
     if not (entry := row.get("training")):
         return [Text("nothing", "dim"), Text()]
-    predicted, labels = (", ".join(entry[key]) or "none" for key in ("predicted", "labels"))
-    confidence = percent(entry["confidence"])
-    prediction = (
-        Text(f"✓ {confidence}", "green")
-        if entry["agrees"]
-        else Text(f"✗ {predicted} {confidence}", "bold red" if entry["sure"] else "yellow")
-    )
-    return [prediction, Text("✓", "green") if entry["right"] else Text(labels, "yellow")]
+    predicted, label, detail = training_texts(entry)
+    style = "green" if entry["agrees"] else "bold red" if entry.get("sure", True) else "yellow"
+    parts = ("✓", detail) if entry["agrees"] else ("✗", predicted, detail)
+    prediction = Text(" ".join(filter(None, parts)), style)
+    return [prediction, Text("✓", "green") if entry["right"] else Text(label, "yellow")]
 
 
-def thumbnail(file: str) -> Text:
+def training_texts(entry: dict) -> tuple[str, str, str]:
+    """What training predicted, the picture's label, and training's confidence or the answer's difference.
+
+    Of points and masks, the prediction only where there is no answer.
+    """
+    kind, labels, predicted = entry["kind"], entry["labels"], entry["predicted"]
+    if kind == "class":
+        chosen, label = (", ".join(names or []) or "none" for names in (predicted, labels))
+        return chosen, "" if labels is None else label, percent(entry["confidence"])
+    if kind == "values":
+        return "", "" if labels is None else numbers(labels), numbers(predicted)
+    label = "" if labels is None or kind == "mask" else points(labels)
+    if "difference" in entry:
+        difference = entry["difference"]
+        return "", label, f"{percent(difference, 2)} differ" if kind == "mask" else f"{difference:.1f} pixels"
+    if kind == "points":
+        return points(predicted), label, ""
+    return ", ".join(f"{name} {percent(share, 0)}" for name, share in predicted.items()), label, ""
+
+
+def thumbnail(row: dict) -> Text:
     """The picture in half blocks: the upper pixel is the text's colour, the lower its background."""
     try:
-        from PIL import Image, ImageOps
-
-        picture = Image.open(file)
-        picture.draft("RGB", (8 * WIDTH, 8 * HEIGHT))
-        image = ImageOps.contain(ImageOps.exif_transpose(picture).convert("RGB"), (WIDTH, HEIGHT))
+        image = small_picture(row)
     except Exception:  # an address, or not a picture: the row has the reason
         return Text()
     text, pixels = Text(), image.tobytes()  # three bytes a pixel
@@ -159,6 +233,44 @@ def thumbnail(file: str) -> Text:
         text.append("\n")
     text.right_crop(1)
     return text
+
+
+def small_picture(row: dict) -> Any:
+    """A PIL image of the picture's thumbnail, with its answer's points or mask drawn over it."""
+    from PIL import Image, ImageOps
+
+    image: Any = Image.open(row["file"])
+    size = image.size
+    image.draft("RGB", (8 * WIDTH, 8 * HEIGHT))
+    image.load()  # Pillow rotates a TIFF while it decodes
+    sideways = image.getexif().get(ORIENTATION, 1) in range(5, 9)
+    # The mask of a model that was packaged to ignore EXIF has the size of the picture as it is stored.
+    if not (sideways and "mask" in row and (row["width"], row["height"]) == size != size[::-1]):
+        image, size = ImageOps.exif_transpose(image), size[::-1] if sideways else size
+    image = ImageOps.contain(image.convert("RGB"), (WIDTH, HEIGHT))
+    if "class" in row or "error" in row or "values" in row:
+        return image
+    return draw_points(image, row["points"], size) if "points" in row else draw_mask(image, read_mask(row))
+
+
+def draw_points(image: Any, found: list[list[float]], size: tuple[int, int]) -> Any:
+    """Colour the pixels of a thumbnail at the points, which are in pixels of a picture of this size."""
+    for number, (x, y) in enumerate(found):
+        if 0 <= x <= size[0] and 0 <= y <= size[1]:
+            at = int(x / size[0] * image.width), int(y / size[1] * image.height)
+            image.putpixel((min(at[0], image.width - 1), min(at[1], image.height - 1)), colour(number))
+    return image
+
+
+def draw_mask(image: Any, mask: Any) -> Any:
+    """Tint a thumbnail by the classes of a mask; what the model does not see stays as it is."""
+    from PIL import Image
+
+    small = mask.resize(image.size, Image.Resampling.NEAREST)
+    colours = zip(*(colour(number) for number in range(256)), strict=True)
+    tint = Image.merge("RGB", [small.point(list(channel)) for channel in colours])
+    image.paste(Image.blend(image, tint, 0.5), mask=small.point([255] * UNSEEN + [0]))
+    return image
 
 
 def sum_up(summary: dict) -> Text:

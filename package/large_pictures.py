@@ -3,10 +3,11 @@
 import io
 from types import ModuleType
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 SIDE = 4000  # pixels; the long side of a photograph of 12 megapixels
 SHRINK = 1280  # pixels; the default of client/predictor.py
+ORIENTATION = 0x0112  # EXIF's; 1 is upright
 
 
 def enlarge(inference: ModuleType, how: dict, data: bytes) -> bytes:
@@ -23,14 +24,25 @@ def enlarge(inference: ModuleType, how: dict, data: bytes) -> bytes:
 
 
 def shrink(data: bytes) -> bytes:
-    """The JPEG as client/predictor.py sends it by default."""
+    """The JPEG as client/predictor.py sends it by default: not rotated, with EXIF's orientation."""
     with Image.open(io.BytesIO(data)) as picture:
         picture.draft(None, shrunk_size(picture.size))
-        try:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-        except Exception:  # unrotated if EXIF is damaged, like the client
-            upright = picture.convert("RGB")
-    return to_jpeg(upright.resize(shrunk_size(upright.size)), quality=90)
+        picture.load()
+        exif = orientation_only(picture)
+        image = picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
+    return to_jpeg(image.resize(shrunk_size(image.size)), quality=90, exif=exif)
+
+
+def orientation_only(picture: Image.Image) -> Image.Exif:
+    """EXIF with the picture's orientation, or empty if it is upright or its EXIF is damaged."""
+    exif = Image.Exif()
+    try:
+        value = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # Pillow's EXIF reader raises many types
+        return exif
+    if value in range(2, 9):
+        exif[ORIENTATION] = value
+    return exif
 
 
 def shrunk_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -47,8 +59,8 @@ def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return width, height
 
 
-def to_jpeg(picture: Image.Image, quality: int) -> bytes:
+def to_jpeg(picture: Image.Image, quality: int, exif: Image.Exif | None = None) -> bytes:
     """The picture as a JPEG's bytes."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
+    picture.save(file, "JPEG", quality=quality, exif=exif or b"")
     return file.getvalue()

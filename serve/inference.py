@@ -94,14 +94,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The graph's output as float32 (pictures, ...), and where each picture's input was in it.
-
-    NaN, and no place, where `errors` has a reason.
-    """
+    """The graph's output as float32 (pictures, ...); NaN where `places` has an error."""
 
     outputs: np.ndarray
-    places: list[Place | None]
-    errors: list[RequestError | None]
+    places: list[Place | RequestError]  # where the graph's input was in each picture
     model: Model
     batch: Batch
 
@@ -162,19 +158,15 @@ def input_fn(body: bytes, content_type: str = "", attributes: str = "") -> Batch
 def predict_fn(batch: Batch, model: Model) -> Prediction:
     """Decode, resize and predict. A broken picture raises RequestError; in a list it becomes an error."""
     results = [read_pixels(picture, model, batch.bad_status) for picture in batch.pictures]
-    errors = [result if isinstance(result, RequestError) else None for result in results]
-    if errors[0] and not batch.several:
-        raise errors[0]
-    good = [error is None for error in errors]
-    places = [None if isinstance(result, RequestError) else result[1] for result in results]
-    shape, rows = model.shape, None
-    if pixels := [result[0] for result in results if not isinstance(result, RequestError)]:
-        rows = model.engine.run(pixels)
-        shape = rows.shape[1:]
-    outputs = np.full((len(good), *shape), np.nan, np.float32)
-    if rows is not None:
-        outputs[good] = rows
-    return Prediction(outputs, places, errors, model, batch)
+    if isinstance(results[0], RequestError) and not batch.several:
+        raise results[0]
+    places = [result if isinstance(result, RequestError) else result[1] for result in results]
+    pixels = [result[0] for result in results if not isinstance(result, RequestError)]
+    rows = model.engine.run(pixels) if pixels else np.empty((0, *model.shape))
+    good = [isinstance(place, Place) for place in places]
+    outputs = np.full((len(good), *rows.shape[1:]), np.nan, np.float32)
+    outputs[good] = rows
+    return Prediction(outputs, places, model, batch)
 
 
 def output_fn(prediction: Prediction, accept: str = "") -> tuple[bytes, str]:
@@ -189,8 +181,7 @@ def output_fn(prediction: Prediction, accept: str = "") -> tuple[bytes, str]:
         np.save(out, prediction.outputs, allow_pickle=False)
         return out.getvalue(), content_type
     if content_type == PNG:
-        check_numbers(prediction.outputs[0])
-        png = mask_png(prediction.outputs[0], prediction.places[0])
+        png = mask_png(prediction.outputs[0], check_prediction(prediction.outputs[0], prediction.places[0]))
         check_answer(len(png))
         return png, content_type
     texts = encode(prediction)
@@ -394,27 +385,28 @@ def encode(prediction: Prediction) -> list[str]:
     model, top_k, several = prediction.model, prediction.batch.top_k, prediction.batch.several
     texts: list[str] = []
     size = 0
-    for output, place, error in zip(prediction.outputs, prediction.places, prediction.errors, strict=True):
+    for output, result in zip(prediction.outputs, prediction.places, strict=True):
         try:
-            if error:
-                raise error
-            check_numbers(output)
+            place = check_prediction(output, result)
             answer = describe(output, model.task, model.labels, model.threshold, place, top_k)
-        except RequestError as problem:
+        except RequestError as error:
             if not several:
                 raise
-            answer = problem.answer
+            answer = error.answer
         texts.append(json.dumps(answer, allow_nan=False))
         size += len(texts[-1])
         check_answer(size)  # here, so that 32 large masks are not made in vain
     return texts
 
 
-def check_numbers(output: np.ndarray) -> None:
-    """Raise RequestError 500 for an output that JSON has no words for."""
+def check_prediction(output: np.ndarray, place: Place | RequestError) -> Place:
+    """The place, if there is an answer for it. Raises RequestError: 500 for numbers that JSON cannot hold."""
+    if isinstance(place, RequestError):
+        raise place
     if not np.isfinite(output).all():
         text = "the model gives no finite number for this picture: send another, or package it as exact"
         raise RequestError(500, "internal", text)
+    return place
 
 
 def check_answer(size: int) -> None:

@@ -8,7 +8,7 @@ result is equal to the pixel (fastai 2.8, vision/augment.py: `Resize`, `RatioRes
 import io
 import threading
 import warnings
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +28,8 @@ SWAPPED = (5, 6, 7, 8)  # the values of ORIENTATION that exchange width and heig
 DRAFT_MARGIN = 3  # a JPEG decoded at a fraction keeps at least this many times the target size
 LEVELS_STRIP = 2**20  # pixels that scale_levels computes at a time
 
-# AVIF takes 520 MB for 50 megapixels, more than the server plans for, and its decoder uses every core anyway.
+# AVIF takes 620 MB for 50 megapixels (770 MB with transparency), more than other formats, and its decoder
+# uses every core anyway. Nor does it hold a file to the size in its header: 268 megapixels are its own limit.
 avif_turn = threading.Lock()
 
 # Pillow warns above its limit and refuses above twice that, before it allocates memory for a frame.
@@ -93,19 +94,18 @@ def to_input(picture: Image.Image, how: dict, *, draft: bool = False) -> tuple[n
     """
     steps = how["steps"]
     scalable = draft and steps[0]["op"] == "resize"  # a crop would cut out another part of a smaller picture
-    full = picture.size
-    try:
-        decoded, swapped = decode(picture, how, DRAFT_MARGIN * max(steps[0]["size"]) if scalable else None)
-        size = full[::-1] if swapped else full
-        box = placement(decoded.size, steps)
-        shrunk = size[0] / decoded.size[0], size[1] / decoded.size[1]  # 1, except in draft mode
-        place = Place(size, (box[0] * shrunk[0], box[1] * shrunk[1], box[2] * shrunk[0], box[3] * shrunk[1]))
+    min_side = DRAFT_MARGIN * max(steps[0]["size"]) if scalable else None
+    size = picture.size
+    with closing(picture), avif_turn if picture.format == "AVIF" else nullcontext():
+        decoded, swapped = decode(picture, how, min_side)
+        size = size[::-1] if swapped else size
+        left, top, right, bottom = placement(decoded.size, steps)
+        across, down = size[0] / decoded.size[0], size[1] / decoded.size[1]  # 1 without `draft`
         for step in steps:
             decoded = apply_step(decoded, step)
         pixels = np.asarray(decoded)
-        return pixels[..., None] if pixels.ndim == 2 else pixels, place
-    finally:
-        picture.close()  # else up to 32 decoded photographs stay in memory until the response is sent
+    place = Place(size, (left * across, top * down, right * across, bottom * down))
+    return pixels[..., None] if pixels.ndim == 2 else pixels, place
 
 
 def decode(picture: Image.Image, how: dict, min_side: int | None) -> tuple[Image.Image, bool]:
@@ -116,8 +116,7 @@ def decode(picture: Image.Image, how: dict, min_side: int | None) -> tuple[Image
     try:
         if min_side:
             picture.draft(None, (min_side, min_side))  # no effect on other formats than JPEG
-        with avif_turn if picture.format == "AVIF" else nullcontext():
-            picture.load()
+        picture.load()
         turned, swapped = (picture, False) if how.get("exif") == "ignore" else upright(picture)
         if "levels" in how and (turned.mode in ("I", "F") or turned.mode.startswith("I;16")):
             turned = scale_levels(turned, how["levels"])
@@ -149,7 +148,7 @@ def scale_levels(picture: Image.Image, levels: list[float]) -> Image.Image:
     rows = max(1, LEVELS_STRIP // picture.width)
     for top in range(0, picture.height, rows):  # in strips, because the floats take 8 bytes a pixel
         strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
-        scaled = (np.asarray(strip, np.float64) - black) * (255 / (white - black))
+        scaled = (np.asarray(strip, np.float64) - black) * 255 / (white - black)
         whole = np.rint(np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255))
         grey.paste(Image.fromarray(whole.astype(np.uint8)), (0, top))
     return grey

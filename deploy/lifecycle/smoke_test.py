@@ -1,14 +1,17 @@
 """The smoke test: an endpoint is reported live only after it answers a validation picture as training did.
 
-SageMaker's own health check also passes before the model is loaded, or when it never will be.
+SageMaker's own health check also passes before the model is loaded, or when it never will be. The same
+labels, values, points, or shares of classes count as the same answer; a mask's pixels are not compared.
 """
 
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aws.client import Aws, AwsError, error_code, error_response, none_if_missing
 from aws.wait import progress_line
@@ -22,32 +25,108 @@ PAUSE = 3  # seconds between two tries
 TRIES = 3  # of a request that is answered with an error, which may be the first request's alone
 
 
+# How far an answer may be from training's.
+MAX_SHIFT = 0.01  # of a point, as a share of the picture's longer side
+MAX_SHARE = 0.01  # of a class's share of the pixels
+MAX_ERROR = 0.01  # of a value, as a share of its largest prediction minus its smallest ...
+MIN_ERROR = 1e-3  # ... but at least as a share of the value or of 1, whichever is larger
+
+# By the kind of an answer: how a sentence says it, and its largest difference from training's.
+VERBS = {"labels": "is", "values": "has", "points": "has", "shares": "is"}
+DIFFERENCES = {
+    "labels": "",
+    "values": " (largest difference {:.2g})",
+    "points": " (largest difference {:.1f} pixels)",
+    "shares": " (largest difference {:.1%} of the pixels)",
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What training predicted for a picture.
+
+    `answer` by `kind`: labels, a set of names; values, a list; points, a list of [x, y] in pixels; shares, a
+    dictionary by the class's name. `allowed`: how far each value or point may be from it.
+    """
+
+    kind: str
+    answer: Any
+    allowed: list[float]
+
+
 @dataclass(frozen=True)
 class TestPicture:
-    """A picture, and the labels with which it must be answered (None: any prediction passes)."""
+    """A picture, and the answer that it must get (None: any prediction passes)."""
 
     __test__ = False  # pytest collects classes by this name
 
     name: str
     body: bytes
-    expected: set[str] | None
+    expected: Expected | None
 
 
 def pick_picture(build: Path, *, compare: bool = True) -> TestPicture:
-    """The validation picture with training's most confident right answer. Raises CommandError without one."""
+    """The validation picture to compare: the best by `rank`. Raises CommandError without one."""
     source = build / "train" / "validation.json"
     try:
         entries = json.loads(source.read_text())
-        usable = [e for e in entries if (source.parent / e["file"]).stat().st_size <= MAX_BYTES]
-        best = max(usable, key=lambda e: (e["predicted"] == e["labels"], e["confidence"]))
-        file = source.parent / best["file"]
-        return TestPicture(file.name, file.read_bytes(), set(best["predicted"]) if compare else None)
+        sizes = [(entry, (source.parent / entry["file"]).stat().st_size) for entry in entries]
+        usable = [(entry, size) for entry, size in sizes if size <= MAX_BYTES]
+        best = max(usable, key=lambda one: rank(*one))[0]
+        file, expected = source.parent / best["file"], expected_answer(best, entries)
+        return TestPicture(file.name, file.read_bytes(), expected if compare else None)
     except FileNotFoundError as error:
         text = f"{error.filename}, which the smoke test needs, was not found"
         raise CommandError(2, f"{text}: run `invoke train` first") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         text = f"{source} names no picture for the smoke test ({error})"
         raise CommandError(2, f"{text}: run `invoke train` first") from None
+
+
+def rank(entry: dict, size: int) -> tuple[bool, float]:
+    """Larger for a better picture: training's most confident right answer; without labels its most confident.
+
+    Where training had no confidence (values, points, masks), the smallest file.
+    """
+    if "confidence" in entry:
+        return entry["predicted"] == entry["labels"], entry["confidence"]
+    return True, -size
+
+
+def expected_answer(entry: dict, entries: list[dict]) -> Expected:
+    """What training predicted for the picture of an entry in validation.json.
+
+    Raises ValueError, KeyError, TypeError or AttributeError if training writes no such entry.
+    """
+    predicted = entry["predicted"]
+    if "mask" in entry:
+        shares = {name: number(share) for name, share in predicted.items()}
+        return Expected("shares", shares, [])
+    if "size" in entry:
+        shift = MAX_SHIFT * max(map(number, entry["size"]))
+        return Expected("points", [point(one) for one in predicted], [shift] * len(predicted))
+    if "confidence" in entry:
+        return Expected("labels", set(predicted), [])
+    columns = zip(*(one["predicted"] for one in entries), strict=True)
+    spreads = [max(column) - min(column) for column in columns]
+    allowed = [
+        max(MAX_ERROR * spread, MIN_ERROR * max(1, abs(value)))
+        for spread, value in zip(spreads, predicted, strict=True)
+    ]
+    return Expected("values", [number(value) for value in predicted], allowed)
+
+
+def number(value: Any) -> float:
+    """A finite number. Raises TypeError, ValueError or OverflowError for anything else."""
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise ValueError(f"{value} is not a number")
+    return float(value)
+
+
+def point(value: Any) -> list[float]:
+    """Two finite numbers. Raises as `number`."""
+    x, y = value
+    return [number(x), number(y)]
 
 
 def run(aws: Aws, project: str, kind: str, bucket: str, picture: TestPicture) -> tuple[bool, str]:
@@ -109,20 +188,86 @@ def invoke_async(aws: Aws, project: str, bucket: str, picture: bytes, show: Call
 
 
 def judge(body: bytes, picture: TestPicture) -> tuple[bool, str]:
-    """Compare a response with training's answer."""
+    """Compare a response with training's answer; it may be anything."""
     try:
-        answer = json.loads(body)
-        labels = set(answer.get("classes", [answer["class"]]))
-        label = terminal_safe(" ".join(answer["class"].split()))
-        text = f"{picture.name} is {label} ({answer['confidence']:.1%})"
-    except (ValueError, KeyError, TypeError, AttributeError):
+        kind, answer, detail = read_answer(json.loads(body))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         beginning = terminal_safe(body[:200].decode(errors="replace"))
         return False, f"its response to {picture.name} is not a prediction: {beginning}"
-    if picture.expected is None:
+    text = f"{picture.name} {VERBS[kind]} {detail}"
+    expected = picture.expected
+    if expected is None:
         return True, f"{text}, answered by an older archive"
-    if labels != picture.expected:
-        return False, f"the answer is that {text}, but training said {', '.join(sorted(picture.expected))}"
-    return True, f"{text}, as training said"
+    same, difference = compare(answer, expected) if kind == expected.kind else (False, 0)
+    if not same:
+        said = words(expected.kind, expected.answer)
+        more = DIFFERENCES[kind].format(difference) if difference else ""
+        return False, f"the answer is that {text}, but training said {said}{more}"
+    return True, f"{text}, as training said{DIFFERENCES[kind].format(difference)}"
+
+
+def read_answer(answer: Any) -> tuple[str, Any, str]:
+    """The kind of an endpoint's answer, the answer as in Expected, and as words.
+
+    Raises ValueError, KeyError, TypeError, AttributeError or OverflowError if it is not an answer.
+    """
+    if "class" in answer:
+        label = one_line(answer["class"])
+        labels = {str(name) for name in answer.get("classes", [answer["class"]])}
+        return "labels", labels, f"{label} ({number(answer['confidence']):.1%})"
+    found: list
+    if "values" in answer:
+        kind, found = "values", [number(value) for value in answer["values"]]
+    elif "points" in answer:
+        kind, found = "points", [point(one) for one in answer["points"]]
+    else:
+        if not isinstance(answer["mask"], str):
+            raise ValueError("a mask is text")
+        shares = {one["class"]: number(one["share"]) for one in answer["classes"]}
+        return "shares", shares, words("shares", shares)
+    if not found:
+        raise ValueError("no value or point")
+    return kind, found, words(kind, found)
+
+
+def compare(answer: Any, expected: Expected) -> tuple[bool, float]:
+    """Whether an answer of the same kind is near enough to training's, and the largest difference."""
+    if expected.kind == "labels":
+        return answer == expected.answer, 0
+    if expected.kind == "shares":
+        names = answer.keys() | expected.answer.keys()
+        shares = [(answer.get(name, 0), expected.answer.get(name, 0)) for name in names]
+        differences = [round(abs(one - other), 6) for one, other in shares]
+        return max(differences, default=0) <= MAX_SHARE, max(differences, default=0)
+    if len(answer) != len(expected.answer):
+        return False, 0
+    if expected.kind == "points":
+        differences = [math.dist(*pair) for pair in zip(answer, expected.answer, strict=True)]
+    else:
+        differences = [abs(a - b) for a, b in zip(answer, expected.answer, strict=True)]
+    near = all(d <= most for d, most in zip(differences, expected.allowed, strict=True))
+    return near, max(differences)
+
+
+def words(kind: str, answer: Any) -> str:
+    """An answer, as in Expected, for a sentence; the first three of many."""
+    if kind == "labels":
+        return one_line(", ".join(sorted(answer)) or "none")
+    if kind == "shares":
+        first = sorted(answer.items(), key=lambda one: -one[1])
+        name, texts = "", [f"{share:.1%} {one_line(name)}" for name, share in first] or ["nothing"]
+    elif kind == "points":
+        name, texts = "1 point: ", [f"({x:.4g}, {y:.4g})" for x, y in answer]
+    else:
+        name, texts = "the value ", [f"{value:.4g}" for value in answer]
+    if len(texts) > 1:
+        name = {"points": f"{len(texts)} points: ", "values": "the values "}.get(kind, "")
+    return name + ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
+
+
+def one_line(text: str) -> str:
+    """A text out of an answer, safe to print, in one line of at most 300 characters."""
+    return terminal_safe(" ".join(text.split())[:300])
 
 
 def container_message(error: Exception) -> str:

@@ -446,6 +446,19 @@ def test_a_users_mistake_is_one_sentence(monkeypatch, capsys, tmp_path, words, n
     assert named in errors[0]
 
 
+@pytest.mark.parametrize("task", ["multi", "regression", "points", "segmentation"])
+def test_a_model_that_the_guide_cannot_serve_is_refused_before_anything_is_made(tmp_path, capsys, task):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "export.pkl").touch()
+    (tmp_path / "train" / "metrics.json").write_text(json.dumps({"task": task}))
+    words = ["--train", str(tmp_path / "train"), "--out", str(tmp_path / "out"), "--quick"]
+    assert serving.main(words) == 2
+    assert f"has a model of the task {task}, which the guide's handlers cannot answer: " in (
+        capsys.readouterr().err
+    )
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

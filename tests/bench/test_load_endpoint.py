@@ -99,6 +99,24 @@ def flaky(share, refusal=BUSY, status=503):
     return lambda _: reply() if (n := next(count)) < 8 or n % share else reply(status, refusal)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"values": [1.5]},
+        {"points": [[1, 2], [3, 4]]},
+        {"classes": [{"class": "cat", "share": 1.0}], "mask": "iVBO" * 100_000, "width": 3, "height": 2},
+    ],
+    ids=["values", "points", "mask"],
+)
+def test_answers_of_every_task_count(photo, capsys, answer):
+    with scripted(reply(body=answer)) as server:
+        code, out, _ = run(capsys, "--url", server.url, "--pictures", photo, *SHORT, "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert [step["errors"] for step in result["steps"]] == [{}, {}]
+    assert len(server.requests) == 1 + load.WARM_UPS + 1 + 2 + sum(s["requests"] for s in result["steps"])
+
+
 def test_what_failed_is_counted_by_status_and_code_and_not_retried(photo, capsys):
     words = ("--pictures", photo, "--concurrency", "4", "--seconds", "0.3", "--json")
     with scripted(answer=flaky(10)) as server:
@@ -116,6 +134,8 @@ def test_what_failed_is_counted_by_status_and_code_and_not_retried(photo, capsys
         (reply(503, BUSY), "503 busy"),
         (reply(500, "oops"), "500 unexpected"),
         (reply(200, "<html>It works</html>"), "200 unexpected"),
+        (reply(200, "[" * 100_000), "200 unexpected"),
+        (reply(200, '["cat"]'), "200 unexpected"),
         (reply(302, "", Location="/elsewhere"), "302 unexpected"),
         (reply(cut=True), "unreachable"),
     ],

@@ -74,6 +74,7 @@ def failure(call, *args, **kwargs):
         (encoded("GIF"), "image/gif"),
         (encoded("BMP"), "image/bmp"),
         (encoded("TIFF"), "image/tiff"),
+        (encoded("AVIF"), "image/avif"),
         (b"something else", "application/octet-stream"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -101,21 +102,69 @@ def test_an_address_is_sent_as_json():
     assert (json.loads(body), content_type) == ({"url": address}, "application/json")
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "I;16", "CMYK", "YCbCr", "F"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK", "YCbCr"])
 def test_an_image_is_sent_without_loss(mode):
-    image = Image.linear_gradient("L").resize((40, 30)).convert("I" if mode == "I;16" else mode).convert(mode)
+    image = Image.linear_gradient("L").resize((40, 30)).convert(mode)
     body, content_type = predictor.pack(image)
     sent = Image.open(io.BytesIO(body))
     assert (content_type, sent.format) == ("image/png", "PNG")
     assert np.array_equal(np.asarray(sent.convert("RGB")), np.asarray(image.convert("RGB")))
 
 
-def test_an_image_is_sent_upright():
+def deep(mode, size=(40, 30)):
+    """A picture whose values need more than 8 bits, or are no whole numbers."""
+    values = np.arange(size[0] * size[1]).reshape(size[::-1])
+    if mode == "F":
+        return Image.fromarray((values / 7 - 9).astype(np.float32))
+    if mode == "I":
+        return Image.fromarray((values * 100_000).astype(np.int32))
+    kind = {"I;16": "<u2", "I;16B": ">u2"}[mode]
+    return Image.frombytes(mode, size, (values % 65536).astype(kind).tobytes())
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I;16", "PNG"), ("I;16B", "TIFF"), ("I", "TIFF"), ("F", "TIFF")])
+def test_an_image_with_more_than_8_bits_keeps_its_values(mode, kind):
+    body, content_type = predictor.pack(deep(mode))
+    sent = Image.open(io.BytesIO(body))
+    assert (content_type, sent.format, sent.mode) == (f"image/{kind.lower()}", kind, mode)
+    assert np.array_equal(np.asarray(sent), np.asarray(deep(mode)))
+
+
+def test_an_image_is_sent_with_its_orientation_and_not_rotated():
     exif = Image.Exif()
     exif[0x0112] = 6
+    exif[0x010F] = "a camera"
     image = Image.open(io.BytesIO(encoded("JPEG", exif=exif)))
-    body, _ = predictor.pack(image)
-    assert Image.open(io.BytesIO(body)).size == (30, 40)
+    sent = Image.open(io.BytesIO(predictor.pack(image)[0]))
+    assert (sent.size, dict(sent.getexif())) == ((40, 30), {0x0112: 6})
+    assert np.array_equal(np.asarray(sent), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("head", "refused"),
+    [
+        (b"ftypheic\0\0\0\0mif1heic", True),
+        (b"ftyphevc\0\0\0\0hevc", True),
+        (b"ftypmif1\0\0\0\0mif1heic", True),
+        (b"ftypmif1\0\0\0\0mif1avif", False),
+        (b"ftypmif1\0\0\0\0mif1avifheic", False),
+        (b"ftypavif\0\0\0\0avifmif1", False),
+        (b"ftypmp42\0\0\0\0mp42heic", False),
+    ],
+)
+def test_heic_is_refused_before_anything_is_sent(tmp_path, head, refused):
+    picture = (len(head) + 4).to_bytes(4) + head + b"\0\0\0\x08heic"
+    (tmp_path / "iphone.jpg").write_bytes(picture)
+    with scripted(reply()) as server:
+        only = ImagePredictor(url=server.url)
+        if not refused:
+            assert only.predict(picture) == ANSWER
+            return
+        errors = [failure(only.predict, one) for one in (picture, tmp_path / "iphone.jpg")]
+    assert {(error.code, str(error)) for error in errors} == {
+        ("not_a_picture", "HEIC pictures cannot be read: convert them to JPEG")
+    }
+    assert server.requests == []
 
 
 def test_an_array_is_sent_as_npy():
@@ -173,9 +222,9 @@ def sent(picture, **options):
 
 
 def looks_like(body, image):
-    """Whether the body is a JPEG of 1280 pixels that shows this image."""
-    small = Image.open(io.BytesIO(body))
-    assert (small.format, small.mode, max(small.size), small.getexif()) == ("JPEG", "RGB", 1280, {})
+    """Whether the body is a JPEG of 1280 pixels that shows this image, without EXIF."""
+    small, mode = Image.open(io.BytesIO(body)), "L" if image.mode in ("1", "L", "LA") else "RGB"
+    assert (small.format, small.mode, max(small.size), small.getexif()) == ("JPEG", mode, 1280, {})
     size = (small.width // 4, small.height // 4)
     one, other = (np.asarray(i.convert("RGB").resize(size), float) for i in (small, image))
     return np.abs(one - other).mean() < 1
@@ -188,7 +237,7 @@ def saved(image, kind, **options):
 
 
 @pytest.mark.parametrize(
-    "kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "image", "array", "npy", "grey"]
+    "kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "image", "array", "npy", "grey"]
 )
 def test_a_large_picture_is_sent_as_a_jpeg_of_1280_pixels(kind):
     image, array = photo(), np.asarray(photo())
@@ -204,15 +253,40 @@ def test_a_large_picture_is_sent_as_a_jpeg_of_1280_pixels(kind):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "image"])
-def test_a_large_picture_is_sent_upright_and_the_callers_image_stays_as_it_was(kind):
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_large_picture_is_sent_with_its_orientation_and_not_rotated(kind, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
+    exif[0x010F] = "a camera"
     picture = saved(photo(), "JPEG", exif=exif)
     image = Image.open(io.BytesIO(picture))
-    body, _ = sent(picture if kind == "bytes" else image)
-    assert Image.open(io.BytesIO(body)).size == (960, 1280)
-    assert looks_like(body, ImageOps.exif_transpose(image))
-    assert (image.size, image.getexif()[0x0112]) == ((1400, 1050), 6)
+    sent_as = Image.open(io.BytesIO(sent(picture if kind == "bytes" else image)[0]))
+    assert (sent_as.size, dict(sent_as.getexif())) == ((1280, 960), {0x0112: orientation})
+    stored = saved(sent_as, "JPEG", exif=b"")
+    assert looks_like(stored, photo())
+    assert (image.size, dict(image.getexif())) == ((1400, 1050), {0x0112: orientation, 0x010F: "a camera"})
+
+
+def test_a_tiff_is_sent_rotated_because_every_server_reads_it_so():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = saved(photo(), "TIFF", exif=exif)
+    small = Image.open(io.BytesIO(sent(picture)[0]))
+    assert (small.size, dict(small.getexif())) == ((960, 1280), {})
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_a_picture_with_more_than_8_bits_is_never_scaled_down(mode):
+    file = io.BytesIO()
+    deep(mode, (1400, 1050)).save(file, "TIFF")
+    assert sent(file.getvalue()) == (file.getvalue(), "image/tiff")
+    assert Image.open(io.BytesIO(sent(deep(mode, (1400, 1050)))[0])).size == (1400, 1050)
+    error = failure(ImagePredictor(url="http://127.0.0.1:1", limit=10**6).predict, file.getvalue())
+    assert (error.code, str(error)) == (
+        "too_large",
+        f"{len(file.getvalue()):,} bytes are over the limit of 1,000,000, and cannot be scaled down: "
+        "a picture of 16 bits or floats per pixel would lose its values",
+    )
 
 
 def test_a_picture_with_damaged_exif_is_not_rotated():

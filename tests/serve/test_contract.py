@@ -156,6 +156,7 @@ def test_one_picture_has_one_answer_best_first(send, cat):
     wire("JPEG", "image/jpeg"),
     ("PNG", "image/png"),
     ("WEBP", "image/webp"),
+    wire("AVIF", "image/avif"),
     ("GIF", "image/gif"),
     ("BMP", "image/bmp"),
     ("TIFF", "image/tiff"),
@@ -265,6 +266,13 @@ def test_npy_has_every_probability_as_float32_and_nan_for_a_bad_picture(send, ca
 @rows("body", wire(b""), wire(b"no picture"), b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>", bytes(1000))
 def test_400_for_a_body_that_is_not_a_picture(send, body):
     check_error(post(send, body), 400, "not_a_picture")
+
+
+@rows("", wire())
+def test_400_for_heic_says_what_to_do(send):
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+    check_error(post(send, heic, "image/heic"), 400, "not_a_picture", "HEIC pictures cannot be read: convert")
+    check_error(post(send, b64(heic)), 422, "not_a_picture", "HEIC pictures cannot be read: convert")
 
 
 @rows()

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pictures import upright
-from pixels import MAX_PIXELS, NotAPictureError, TooLargeError, open_picture, to_pixels
+from pixels import (
+    MAX_PIXELS,
+    NotAPictureError,
+    TooLargeError,
+    open_picture,
+    scale_levels,
+    to_input,
+    to_pixels,
+)
 from synthetic_pets import draw
 
 
@@ -48,6 +56,11 @@ def steps_of(*tfms: Transform) -> list[dict]:
     return item_steps(pipeline_of(*tfms))
 
 
+def rgb(steps: list[dict]) -> dict:
+    """model.json's `input` with these steps."""
+    return {"mode": "RGB", "steps": steps}
+
+
 BOX, NEAREST = Image.Resampling.BOX, Image.Resampling.NEAREST
 SIDES = st.integers(1, 90)
 SIZES = SIDES | st.tuples(SIDES, SIDES)
@@ -76,7 +89,7 @@ def encode(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
 
 def pixels(data: bytes) -> list:
     """The pixels of a file, upright, as lists."""
-    return to_pixels(open_picture(data), []).tolist()
+    return to_pixels(open_picture(data), rgb([])).tolist()
 
 
 # --- fastai's item transforms
@@ -87,7 +100,7 @@ def assert_as_fastai(picture: Image.Image, tfms: list[Transform]) -> None:
     from fastai.vision.core import PILImage
 
     expected = np.asarray(pipeline_of(*tfms)(PILImage(picture.copy())))
-    actual = to_pixels(picture, steps_of(*tfms))
+    actual = to_pixels(picture, rgb(steps_of(*tfms)))
     assert actual.dtype == np.uint8
     np.testing.assert_array_equal(actual, expected)
 
@@ -136,9 +149,9 @@ def test_training_augmentation_becomes_no_step():
 
 
 def test_a_picture_that_padding_makes_too_large_is_refused():
-    steps = steps_of(tfm("Resize", 64, "pad"))
+    how = rgb(steps_of(tfm("Resize", 64, "pad")))
     with pytest.raises(TooLargeError, match="long and narrow"):
-        to_pixels(open_picture(encode(Image.new("1", (60_000, 1)))), steps)
+        to_pixels(open_picture(encode(Image.new("1", (60_000, 1)))), how)
 
 
 # --- how files are opened
@@ -157,14 +170,112 @@ UPRIGHT = {
 }
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+def rotated(orientation: int) -> Image.Exif:
+    """EXIF with this orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+LOSSLESS = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP", "AVIF"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_exif_orientation_rotates_the_picture_upright(orientation, form):
     letters = Image.fromarray(np.array([[ord(c) for c in row] for row in STORED], np.uint8)).convert("RGB")
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(letters, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    data = encode(letters, form, exif=rotated(orientation), **LOSSLESS.get(form, {}))
     assert ["".join(chr(pixel[0]) for pixel in row) for row in pixels(data)] == UPRIGHT[orientation]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_the_size_is_that_of_the_upright_picture(orientation, form):
+    data = encode(noise(600, 400), form, exif=rotated(orientation))
+    for draft in (False, True):
+        _, place = to_input(open_picture(data), rgb(steps_of(tfm("Resize", 32, "squish"))), draft=draft)
+        assert place.size == ((400, 600) if orientation > 4 else (600, 400))
+        assert place.box == pytest.approx((0, 0, *place.size))
+
+
+def test_the_exif_of_a_png_may_come_after_the_pixels():
+    data = encode(noise(30, 20), exif=rotated(6))
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    late = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    assert "exif" not in open_picture(late).info
+    (expected, place), (actual, same) = (to_input(open_picture(file), rgb([])) for file in (data, late))
+    np.testing.assert_array_equal(actual, expected)
+    assert place == same == ((20, 30), (0, 0, 20, 30))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_exif_can_be_ignored(form):
+    picture = noise(30, 20)
+    exif = {} if form == "JPEG" else LOSSLESS.get(form, {})
+    how = rgb([]) | {"exif": "ignore"}
+    plain, place = to_input(open_picture(encode(picture, form, **exif)), how)
+    ignored, same = to_input(open_picture(encode(picture, form, exif=rotated(6), **exif)), how)
+    np.testing.assert_array_equal(ignored, plain)
+    assert place == same == ((30, 20), (0, 0, 30, 20))
+
+
+def test_the_place_of_the_input_is_the_same_at_a_fraction_of_a_jpeg():
+    for chain in ([tfm("Resize", 64)], [tfm("Resize", (40, 64), "pad")], [tfm("RandomResizedCrop", 32)]):
+        how, data = rgb(steps_of(*chain)), photo(1001, 803, exif=rotated(6))
+        (_, full), (_, draft) = (to_input(open_picture(data), how, draft=draft) for draft in (False, True))
+        assert draft.size == full.size == (803, 1001)
+        assert draft.box == pytest.approx(full.box, abs=8)  # one pixel of the fraction
+
+
+# --- grey pictures, and those of more than 8 bits
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 120), st.integers(1, 120), st.lists(RESIZES | CROPS, min_size=1, max_size=2))
+def test_a_grey_models_input_has_fastais_pixels(width, height, tfms):
+    from fastai.vision.core import PILImageBW
+
+    data = encode(noise(width, height))
+    expected = np.asarray(pipeline_of(*tfms)(PILImageBW.create(io.BytesIO(data))))
+    actual = to_pixels(open_picture(data), {"mode": "L", "steps": steps_of(*tfms)})
+    np.testing.assert_array_equal(actual, expected[..., None])
+
+
+DEEP = np.array([[0, 1000, 1500, 2000, 65535]])  # scaled from 1000..2000
+FILES = {"I;16": ("<u2", "PNG"), "I;16B": (">u2", "TIFF"), "I": ("<i4", "TIFF"), "F": ("<f4", "TIFF")}
+
+
+@pytest.mark.parametrize("mode", FILES)
+def test_levels_scale_a_picture_of_more_than_8_bits(mode):
+    dtype, form = FILES[mode]
+    data = encode(Image.frombytes(mode, (5, 1), DEEP.astype(dtype).tobytes()), form)
+    assert open_picture(data).mode == mode
+    how = {"mode": "L", "steps": [], "levels": [1000, 2000]}
+    assert to_pixels(open_picture(data), how)[..., 0].tolist() == [[0, 0, 128, 255, 255]]
+    assert to_pixels(open_picture(data), how | {"mode": "RGB"})[0, 2].tolist() == [128] * 3
+    unscaled = to_pixels(open_picture(data), {"mode": "L", "steps": []})
+    assert unscaled[..., 0].tolist() == [[0, 255, 255, 255, 255]]  # Pillow's own, as in fastai
+
+
+def test_levels_leave_a_picture_of_8_bits_as_it_is():
+    data = encode(noise(20, 10))
+    np.testing.assert_array_equal(
+        to_pixels(open_picture(data), rgb([]) | {"levels": [100, 200]}), pixels(data)
+    )
+
+
+def test_levels_of_floats_that_are_not_numbers():
+    values = np.array([[np.nan, np.inf, -np.inf, 0.5, 3e38, -3e38]], np.float32)
+    assert np.asarray(scale_levels(Image.fromarray(values), [0, 1])).tolist() == [[0, 255, 0, 128, 255, 0]]
+    assert np.asarray(scale_levels(Image.fromarray(values), [1, 0])).tolist() == [[0, 0, 255, 128, 0, 255]]
+
+
+def test_levels_are_the_same_in_every_strip(monkeypatch):
+    picture = Image.fromarray(np.arange(700, dtype=np.uint16).reshape(70, 10))
+    whole = np.asarray(scale_levels(picture, [0, 700]))
+    monkeypatch.setattr("pixels.LEVELS_STRIP", 30)
+    np.testing.assert_array_equal(scale_levels(picture, [0, 700]), whole)
 
 
 def palette(transparency: object) -> bytes:
@@ -202,6 +313,13 @@ def test_an_animated_gif_is_its_first_frame():
     assert pixels(data)[0][0] == [0x10, 0x20, 0x30]
 
 
+def test_an_animated_avif_is_its_first_frame():
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("#ffffff", "#000000")]
+    data = encode(frames[0], "AVIF", save_all=True, append_images=frames[1:], duration=100)
+    assert open_picture(data).n_frames == 2
+    assert min(pixels(data)[0][0]) > 250
+
+
 def test_an_mpo_file_is_its_first_picture():
     data = encode(
         Image.new("RGB", (8, 8), "white"), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]
@@ -221,7 +339,7 @@ def test_serving_opens_files_like_training(tmp_path):
             with pytest.raises(NotAPictureError):
                 pixels(data)
             continue
-        np.testing.assert_array_equal(to_pixels(open_picture(data), []), expected)
+        np.testing.assert_array_equal(to_pixels(open_picture(data), rgb([])), expected)
         readable += 1
     assert readable == 40
 
@@ -230,7 +348,7 @@ def test_serving_opens_files_like_training(tmp_path):
 def test_photographs_give_fastais_pixels(pets):
     for path in pets[::8]:
         resize = tfm("Resize", 224)
-        actual = to_pixels(open_picture(path.read_bytes()), steps_of(resize))
+        actual = to_pixels(open_picture(path.read_bytes()), rgb(steps_of(resize)))
         np.testing.assert_array_equal(actual, np.asarray(pipeline_of(resize)(upright(path))))
 
 
@@ -246,40 +364,39 @@ def photo(width: int, height: int, **options: object) -> bytes:
 def test_the_fraction_leaves_three_times_the_target_size(side, scale, monkeypatch):
     sizes = []
     monkeypatch.setattr("pixels.apply_step", lambda picture, step: sizes.append(picture.size) or picture)
-    to_pixels(open_picture(photo(1000, 800)), steps_of(tfm("Resize", side)), draft=True)
+    to_pixels(open_picture(photo(1000, 800)), rgb(steps_of(tfm("Resize", side))), draft=True)
     assert sizes == [(1000 // scale, 800 // scale)]
 
 
 def test_a_fraction_of_a_large_jpeg_looks_the_same_in_any_orientation():
-    rotated = Image.Exif()
-    rotated[0x0112] = 6
-    for data in (photo(1000, 800), photo(1000, 800, exif=rotated)):
+    for data in (photo(1000, 800), photo(1000, 800, exif=rotated(6))):
         full, draft = (
-            to_pixels(open_picture(data), steps_of(tfm("Resize", 64)), draft=draft) for draft in (False, True)
+            to_pixels(open_picture(data), rgb(steps_of(tfm("Resize", 64))), draft=draft)
+            for draft in (False, True)
         )
         assert 0 < abs(full.astype(int) - draft).max() < 8
 
 
 @pytest.mark.parametrize("name", ["CropPad", "RandomCrop"])
 def test_a_picture_that_is_cropped_first_is_not_scaled(name):
-    data, steps = photo(1000, 800), steps_of(tfm(name, 64))
+    data, how = photo(1000, 800), rgb(steps_of(tfm(name, 64)))
     np.testing.assert_array_equal(
-        to_pixels(open_picture(data), steps, draft=True), to_pixels(open_picture(data), steps)
+        to_pixels(open_picture(data), how, draft=True), to_pixels(open_picture(data), how)
     )
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"])
 def test_other_formats_are_not_scaled(form):
-    data, steps = encode(noise(400, 300), form), steps_of(tfm("Resize", 16))
+    data, how = encode(noise(400, 300), form), rgb(steps_of(tfm("Resize", 16)))
     np.testing.assert_array_equal(
-        to_pixels(open_picture(data), steps, draft=True), to_pixels(open_picture(data), steps)
+        to_pixels(open_picture(data), how, draft=True), to_pixels(open_picture(data), how)
     )
 
 
 # --- what it refuses
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"])
 def test_a_truncated_file_is_refused(form):
     data = encode(noise(64, 64), form)
     with pytest.raises(
@@ -291,7 +408,9 @@ def test_a_truncated_file_is_refused(form):
 @settings(deadline=None)
 @given(
     st.binary(max_size=64),
-    st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]),
+    st.sampled_from(
+        [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"\0\0\0\x1cftypavif"]
+    ),
 )
 def test_bytes_that_are_not_a_picture_are_refused(data, magic):
     with pytest.raises(NotAPictureError):
@@ -300,8 +419,23 @@ def test_bytes_that_are_not_a_picture_are_refused(data, magic):
 
 @pytest.mark.parametrize("form", ["EPS", "PDF", "PPM", "TGA", "ICO"])
 def test_formats_that_are_not_for_photographs_are_refused(form):
-    with pytest.raises(NotAPictureError, match="send JPEG, PNG, WebP, GIF, BMP or TIFF"):
+    with pytest.raises(NotAPictureError, match="send JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF"):
         open_picture(encode(noise(16, 16), form))
+
+
+@pytest.mark.parametrize("brands", [b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1heic", b"msf1hevc"])
+def test_heic_is_refused_with_advice(brands):
+    box = b"ftyp" + brands[:4] + bytes(4) + b"mif1" + brands[4:]
+    data = struct.pack(">I", 4 + len(box)) + box + bytes(200)
+    with pytest.raises(NotAPictureError, match=r"^HEIC pictures cannot be read: convert them to JPEG$"):
+        open_picture(data)
+
+
+def test_an_avif_over_fifty_megapixels_is_refused():
+    data = encode(Image.new("L", (10_000, 5_001)), "AVIF", speed=10)
+    assert len(data) < 10_000
+    with pytest.raises(TooLargeError, match="more than 50 megapixels"):
+        open_picture(data)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -364,5 +498,7 @@ def test_a_picture_with_damaged_exif_is_not_rotated():
     with pytest.raises(Exception):  # noqa: B017  whatever Pillow's reader raises today
         ImageOps.exif_transpose(Image.open(io.BytesIO(out.getvalue())))
     steps = [{"op": "resize", "method": "squish", "size": [20, 30], "pad": "zeros", "resample": "NEAREST"}]
-    assert (to_pixels(open_picture(out.getvalue()), steps) == np.asarray(picture)).all()
+    actual, place = to_input(open_picture(out.getvalue()), rgb(steps))
+    assert (actual == np.asarray(picture)).all()
+    assert place.size == (30, 20)
     assert (np.asarray(upright(out.getvalue())) == np.asarray(picture)).all()
