@@ -10,14 +10,12 @@ The defaults are the guide's project: 37 breeds of pets, resnet50 at 299 pixels,
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
-import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,6 +23,7 @@ import pictures
 import reporting
 from architectures import Arch, download_advice, find_arch, first_sentence
 from download import locate
+from handover import LearnerError, atomic_folder, write_json
 from pictures import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +59,9 @@ def splitter(folder: Path, args: argparse.Namespace) -> Callable:
     return RandomSplitter(args.valid, args.seed)
 
 
-def dataloaders(items: list, folder: Path, arch: Arch, args: argparse.Namespace) -> DataLoaders:
+def dataloaders(
+    items: list, levels: list[float] | None, folder: Path, arch: Arch, args: argparse.Namespace
+) -> DataLoaders:
     """Return ImageDataLoaders of (path, label) or (path, [label, ...]) pairs. UsageError if too few."""
     from fastai.vision.all import (
         CategoryBlock,
@@ -81,12 +82,13 @@ def dataloaders(items: list, folder: Path, arch: Arch, args: argparse.Namespace)
     if min(train, valid) < 2:
         raise UsageError(f"{train} pictures to train on and {valid} to validate with are too few")
     names = pictures.classes(dict(items))
+    opener = pictures.Upright(levels) if levels else pictures.upright
     # fastai's vision_learner adds the normalisation of timm's weights by itself.
     timm_stats = isinstance(arch, str) and args.weights == "imagenet"
     block = DataBlock(
         # Not fastai's ImageBlock: it ignores EXIF orientation, and pictures from phones would stay rotated.
         blocks=(
-            TransformBlock(type_tfms=pictures.upright, batch_tfms=IntToFloatTensor),
+            TransformBlock(type_tfms=opener, batch_tfms=IntToFloatTensor),
             MultiCategoryBlock(vocab=names) if reporting.multi_label(items) else CategoryBlock(vocab=names),
         ),
         getters=[ItemGetter(0), ItemGetter(1)],
@@ -146,40 +148,19 @@ def train(out: Path, args: argparse.Namespace) -> None:
     started = time.monotonic()
     arch, precision = find_arch(args.arch), find_precision(args.precision)
     folder = locate(args.data, out / "sample", args.seed)
-    items, left_out = pictures.check(pictures.label(folder, args.labels), folder)
+    items, left_out, levels = pictures.check(pictures.label(folder, args.labels), folder)
     set_seed(args.seed)
-    dls = dataloaders(items, folder, arch, args)
+    dls = dataloaders(items, levels, folder, arch, args)
     learn = learner(dls, arch, precision, out, args)
     reporting.print_plan(dls, left_out, args)
     with reporting.progress_shown(learn, args.frozen + args.unfrozen) as rows:
         fit(learn, args)
     learn.to_contiguous(to_fp32=True)
     metrics = reporting.measure(learn, args) | {"left_out": left_out}
-    reporting.save(learn, rows, args)
+    metrics = reporting.save(learn, rows, args) | metrics | ({"levels": levels} if levels else {})
     metrics["seconds"] = round(time.monotonic() - started, 1)
-    reporting.write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
     reporting.print_result(metrics, args)
-
-
-@contextlib.contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder that replaces `folder` at the end, or is removed if anything fails.
-
-    Raises UsageError if `folder` holds files that are not a training result.
-    """
-    occupied = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
-    if occupied and not (folder / "metrics.json").exists():
-        raise UsageError(f"--out {folder} holds something else than a training result; name another folder")
-    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    new.mkdir(parents=True)
-    try:
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable:
@@ -239,9 +220,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped; {args.out} is as it was", file=sys.stderr)
         return 130
-    except (UsageError, OSError) as error:
+    except (UsageError, LearnerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 3
+        return 3 if isinstance(error, OSError) else 2
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise

@@ -123,7 +123,7 @@ def test_unusable_pictures_are_listed_with_the_reason(folder):
     (folder / "Cat" / "Cat_4.jpg").write_bytes(b"<html>404</html>")
     (folder / "Cat" / "holiday.jpg").write_bytes(whole)
     (folder / "Cat" / "Cat_5.jpg").symlink_to(folder / "gone.jpg")
-    items, left_out = check(label(folder, r"^(.+)_\d+\.\w+$"), folder)
+    items, left_out, _ = check(label(folder, r"^(.+)_\d+\.\w+$"), folder)
     assert [path.name for path, _ in items] == ["Cat_1.jpg", "Cat_2.png", "Dog_1.webp", "Dog_2.tiff"]
     reasons = {picture["file"]: picture["reason"] for picture in left_out}
     assert list(reasons) == ["Cat/Cat_3.jpg", "Cat/Cat_4.jpg", "Cat/Cat_5.jpg", "Cat/holiday.jpg"]
@@ -142,6 +142,6 @@ def test_too_few_classes_after_the_check_is_an_error(folder):
 
 def test_real_photographs_with_wrong_suffixes_are_usable(pets):
     folder = pets[0].parent
-    items, left_out = check(label(folder, r"^(.+)_\d+\.jpg$"), folder)
+    items, left_out, _ = check(label(folder, r"^(.+)_\d+\.jpg$"), folder)
     assert len(items) == 120
     assert not left_out
