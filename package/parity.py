@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gates import decide
-from learner import as_item, place, predict
+from learner import LearnerError, as_item, place, predict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,9 +114,8 @@ def answer(
     """
     import numpy as np
 
-    with fixed_crop(model.input["steps"]):
-        decoded, raw = predict(learn, picture)
-        box = place(learn, as_item(learn, picture)[1]) if model.task in ("points", "segmentation") else ()
+    decoded, raw = predict(learn, picture)
+    box = place(learn, as_item(learn, picture)[1]) if model.task in ("points", "segmentation") else ()
     try:
         prediction = inference.predict_fn(inference.input_fn(picture.read_bytes()), model)
     except inference.RequestError as error:
@@ -127,24 +126,6 @@ def answer(
         return math.inf, f"{picture}: the model sees a part of it that lies {away:.1f} pixels away"
     difference, sentence = compare(decoded, raw.numpy(), output, model)
     return difference, f"{picture}: {sentence}"
-
-
-@contextmanager
-def fixed_crop(steps: list[dict]) -> Iterator[None]:
-    """Make RatioResize crop in the middle, as the handlers do.
-
-    fastai 2.8 lets it crop at random at validation as well, by the few pixels that rounding leaves.
-    """
-    import random
-
-    if all(step["op"] != "ratio_resize" for step in steps):
-        yield
-        return
-    before, random.random = random.random, lambda: 0.5
-    try:
-        yield
-    finally:
-        random.random = before
 
 
 def compare_classes(_: Any, expected: "np.ndarray", actual: "np.ndarray", model: Any) -> tuple[float, str]:
@@ -164,11 +145,15 @@ def compare_classes(_: Any, expected: "np.ndarray", actual: "np.ndarray", model:
 def compare_values(decoded: Any, expected: "np.ndarray", actual: "np.ndarray", _: Any) -> tuple[float, str]:
     """The largest difference of a number (of its share, if it is over 1), and a sentence about it."""
     import numpy as np
+    import torch
 
     expected = np.atleast_1d(expected)
-    answered = np.array(decoded, np.float64).reshape(-1)
+    answered = torch.as_tensor(decoded, dtype=torch.float64).flatten().numpy()
     if answered.shape != expected.shape or not np.allclose(answered, expected, rtol=1e-5, atol=1e-6):
-        return math.inf, "learn.predict transforms the model's numbers, which the handlers do not"
+        raise LearnerError(
+            "learn.predict changes the model's numbers (a transform of the labels has `decodes`), which the "
+            "endpoint cannot do: train without it, or undo it in your application"
+        )
     differences = np.nan_to_num(abs(expected - actual) / np.maximum(1, abs(expected)), nan=np.inf)
     worst = int(differences.argmax())
     text = f"learn.predict gives {expected[worst]:.6g}, but the handlers {actual[worst]:.6g}"

@@ -76,12 +76,20 @@ def is_idle(learn: Learner, pictures: list[Path], tfm: Transform) -> bool:
                 if other is tfm:
                     break
                 value = compose_tfms(value, [other], split_idx=1)
-        before = torch.tensor(np.array(value[0]))
+        before = plain(value[0])
         for _ in range(TRIES):
-            after = torch.tensor(np.array(compose_tfms(value, [tfm], split_idx=1)[0]))
-            if not torch.equal(before, after):
+            if not torch.equal(before, plain(compose_tfms(value, [tfm], split_idx=1)[0])):
                 return False
     return True
+
+
+def plain(value: torch.Tensor | Image.Image) -> torch.Tensor:
+    """A copy of a tensor's or a picture's numbers."""
+    return (
+        value.as_subclass(torch.Tensor).clone()
+        if isinstance(value, torch.Tensor)
+        else torch.tensor(np.array(value))
+    )
 
 
 def resize(size: Iterable[int], method: str, pad: str, resample: int) -> dict:

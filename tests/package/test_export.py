@@ -245,16 +245,14 @@ def test_handlers_that_resize_differently_stop_the_export(trained, tmp_path, cap
 
 
 def test_the_picture_with_the_largest_difference_is_named(trained, photos, tmp_path, capsys):
-    old, size = "rgb = apply_step(rgb, step)", upright(photos[5]).size
-    new = f"rgb = apply_step(ImageOps.invert(rgb) if rgb.size == {size} else rgb, step)"
+    old, size = "decoded = apply_step(decoded, step)", upright(photos[5]).size
+    new = f"decoded = apply_step(ImageOps.invert(decoded) if decoded.size == {size} else decoded, step)"
     code = edited(tmp_path / "code", "pixels.py", old, new)
     assert photos[5].name in rejected(capsys, trained, tmp_path / "model", "--code", code, code=1)
 
 
 def test_handlers_that_answer_nan_stop_the_export(trained, tmp_path, capsys):
-    code = edited(
-        tmp_path / "code", "inference.py", "probabilities[good] = ", "probabilities[good] = np.nan * "
-    )
+    code = edited(tmp_path / "code", "inference.py", "outputs[good] = ", "outputs[good] = np.nan * ")
     assert "the handlers nan" in rejected(capsys, trained, tmp_path / "model", "--code", code, code=1)
     assert not (tmp_path / "model").exists()
 
