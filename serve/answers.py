@@ -80,7 +80,7 @@ def points(output: np.ndarray, place: Place) -> dict:
 def segmentation(output: np.ndarray, labels: list[str], place: Place) -> dict:
     """The answer from class numbers (height, width): the share of each class, and the mask as base64 PNG."""
     mask = paint(output, place)
-    counts = mask.histogram()[: len(labels)]
+    counts = mask.histogram()[:UNSEEN]
     seen = sum(counts)
     found = sorted((i for i, count in enumerate(counts) if count), key=lambda i: -counts[i])
     width, height = place.size

@@ -461,7 +461,7 @@ def test_an_answer_that_sagemaker_would_not_relay_is_refused(tmp_path, monkeypat
     assert answer["message"].endswith("send fewer or smaller pictures")
 
 
-def test_a_model_json_without_anything_new_still_describes_a_classifier():
+def test_a_multi_label_answer_is_as_it_was():
     answer = describe(np.array([0.25, 0.75], np.float32), "multi", ["a", "b"], 0.5, PLACE, 1)
     top = {"class": "b", "confidence": 0.75}
     assert json.dumps(answer) == json.dumps({**top, "predictions": [top], "classes": ["b"]})
