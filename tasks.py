@@ -138,6 +138,21 @@ def train(c: Context, options: ChainMap) -> None:
     run_command(c, build_command("train/train.py", **options, out=build_path(c, "train")))
 
 
+def from_here(options: ChainMap, *keys: str) -> dict[str, str]:
+    """The paths among this run's options, relative to where the user stands; those of a file stay."""
+    given = {key: os.path.expanduser(options.maps[0][key]) for key in keys if key in options.maps[0]}
+    return {key: path if os.path.isabs(path) else os.path.relpath(path, ROOT) for key, path in given.items()}
+
+
+@script_task("train/adopt.py")
+@section_options("adopt")
+def adopt(c: Context, options: ChainMap) -> None:
+    """Take a Learner that was exported elsewhere, and pictures to check it with."""
+    table = str(options["labels"] or "").lower().endswith(".csv")
+    paths = from_here(options, "learner", "pictures", *["labels"] * table)
+    run_command(c, build_command("train/adopt.py", **options | paths, out=build_path(c, "train")))
+
+
 def upload_command(c: Context, *optional: str) -> list[str]:
     """The command that puts the archive into S3, unless it is there."""
     files = {"archive": build_path(c, "model.tar.gz"), "out": build_path(c, "uploaded.json")}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ COST_BY_TASKS = {"example", "compare", "simulate", "hourly", "actual", "billed",
 COST_BY_TASKS |= {"without", "offers", "archive", "bench"}
 MODEL = ("stack", "role", "environment", "tags", "kms_key", "subnets", "security_groups", "isolation")
 VERBS = {  # each with the folders that it needs
+    "adopt": {"train"},
     "bench": {"bench"},
     "cost": {"cost"},
     "deploy": {"deploy", "package"},
@@ -163,6 +165,24 @@ def test_pictures_are_relative_to_where_the_user_stands(invoke):
         done = invoke("--dry", "predict", name, cwd=ROOT / "client")
         assert f"cd {shlex.quote(str(ROOT))} &&" in done.err
         assert f"client/{name}" in done.err
+
+
+@needs("train")
+def test_a_learner_its_pictures_and_a_table_are_relative_to_where_the_user_stands(invoke):
+    words = ["--learner", "export.pkl", "--pictures", "~/photos", "--labels", "labels.csv"]
+    done = invoke("--dry", "adopt", *words, cwd=ROOT / "config")
+    (command,) = [shlex.split(line.partition(" && ")[2])[1:] for line in done.err.splitlines()]
+    assert command[0] == "train/adopt.py"
+    assert value(command, "--learner") == "config/export.pkl"
+    assert value(command, "--pictures") == str(Path.home() / "photos")
+    assert value(command, "--labels") == "config/labels.csv"
+    assert value(command, "--out") == "build/pets/train"
+    done = invoke(
+        "--dry", "adopt", "--labels", r"^(.+)_\d+", cwd=ROOT / "config", INVOKE_ADOPT_LEARNER="a.pkl"
+    )
+    (command,) = [shlex.split(line.partition(" && ")[2])[1:] for line in done.err.splitlines()]
+    assert value(command, "--labels") == r"^(.+)_\d+"
+    assert value(command, "--learner") == "a.pkl"
 
 
 @needs("train")
@@ -339,6 +359,7 @@ def flags_of(section: str) -> dict[str, dict]:
 
 GIVEN_BY_TASKS = {
     "train": {"out"},
+    "adopt": {"out"},
     "package": {"train", "out", "code"},
     "local": {"model", "docker", "instance", "memory", "base"},
     "predict": {"expect", "json", "no_thumbnails"},
@@ -376,7 +397,7 @@ def test_a_section_is_its_scripts_flags_with_the_same_defaults_and_kinds(section
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "package", "local", "predict", "bench", "cost", "image", "deploy", "transform"]
+    "verb", ["train", "adopt", "package", "local", "predict", "bench", "cost", "image", "deploy", "transform"]
 )
 def test_help_has_every_setting_with_its_help_kind_and_default(invoke, verb):
     if not here(*VERBS[verb]):
