@@ -116,7 +116,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="one line per picture, without points and masks in colour",
     )
     parser.add_argument(
-        "--expect", type=Path, metavar="FILE", help="train's validation.json, to compare with"
+        "--expect",
+        type=Path,
+        metavar="FILE",
+        help="train's validation.json: 99 % of the answers must agree with it",
     )
     return parser.parse_args(argv)
 
@@ -222,7 +225,8 @@ def read_entry(entry: dict, folder: Path) -> dict:
         sure = float(entry.get("margin", 1)) >= CONFIDENT_MARGIN
         confidence = float(entry["confidence"])
         return read | {"kind": "class", "predicted": list(predicted), "confidence": confidence, "sure": sure}
-    return read | {"kind": "values", "predicted": [float(value) for value in predicted]}
+    labels = None if labels is None else [float(value) for value in labels]
+    return {"kind": "values", "labels": labels, "predicted": [float(value) for value in predicted]}
 
 
 def find_pictures(arguments: list[str]) -> list[str]:
