@@ -92,11 +92,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--kind", choices=KINDS, help="of the endpoint on SageMaker (default: as AWS describes it)"
     )
     parser.add_argument(
-        "--top-k",
-        type=positive,
-        default=5,
-        metavar="N",
-        help="a classifier's classes per picture (%(default)s)",
+        "--top-k", type=positive, default=5, metavar="N", help="a classifier's classes (%(default)s)"
     )
     parser.add_argument(
         "--concurrency", type=positive, default=4, metavar="N", help="requests at the same time (%(default)s)"
@@ -110,11 +106,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "(%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print only JSON")
-    parser.add_argument(
-        "--no-thumbnails",
-        action="store_true",
-        help="one line per picture, without points and masks in colour",
-    )
+    parser.add_argument("--no-thumbnails", action="store_true", help="one line per picture, in words only")
     parser.add_argument(
         "--expect", type=Path, metavar="FILE", help="train's validation.json, to compare with"
     )
@@ -222,7 +214,8 @@ def read_entry(entry: dict, folder: Path) -> dict:
         sure = float(entry.get("margin", 1)) >= CONFIDENT_MARGIN
         confidence = float(entry["confidence"])
         return read | {"kind": "class", "predicted": list(predicted), "confidence": confidence, "sure": sure}
-    return read | {"kind": "values", "predicted": [float(value) for value in predicted]}
+    labels = None if labels is None else [float(value) for value in labels]
+    return {"kind": "values", "labels": labels, "predicted": [float(value) for value in predicted]}
 
 
 def find_pictures(arguments: list[str]) -> list[str]:

@@ -45,8 +45,11 @@ def show(rows: list[dict], summary: dict, *, thumbnails: bool = True) -> None:
     verdict = summary.get("verdict")
     wide = console.width >= (120 if verdict else 100)
     large = thumbnails and wide and len(rows) <= MAX_LARGE and can_paint(console)
-    ranked = any("class" in row or "mask" in row for row in rows)
-    more = ["training", "label"] if verdict else ["others"] if wide and ranked and not large else []
+    if verdict:
+        more = ["training", "label"] if any(label(row) for row in rows) else ["training"]
+    else:
+        ranked = any("class" in row or "mask" in row for row in rows)
+        more = ["others"] if wide and ranked and not large else []
     console.print(tabulate(rows, more, large=large))
     console.print(sum_up(summary), soft_wrap=True)
     if verdict:
@@ -79,7 +82,7 @@ def tabulate(rows: list[dict], more: list[str], *, large: bool) -> Table:
         if large:
             cells.insert(0, thumbnail(row))
         if more:
-            cells += [others(row)] if more == ["others"] else training_cells(row)
+            cells += [others(row)] if more == ["others"] else training_cells(row)[: len(more)]
         table.add_row(*cells, Text(f"{row['latency_ms']:.0f}", "dim"))
     return table
 
@@ -93,9 +96,10 @@ def heading(rows: list[dict], width: int) -> Table | Text:
 
 
 def class_width(rows: list[dict], *, large: bool) -> int:
-    """Characters for the names of classes; CLASS where a message, values or points have to fit, too."""
-    names = [[name for name, _, _ in ranking(row, large=large)] for row in rows]
-    return min(CLASS, max([5, *(cell_len(name) for row in names for name in row or [CLASS * " "])]))
+    """Characters for the names of classes, with which messages, values and points fit as well."""
+    names = [name for row in rows for name, _, _ in ranking(row, large=large)]
+    texts = [CLASS if "error" in row else len(text_of(row)) - BAR - PERCENT - 2 for row in rows]
+    return min(CLASS, max([5, *map(cell_len, names), *texts]))
 
 
 def answer(row: dict, width: int, *, large: bool) -> Table | Text:
@@ -104,7 +108,14 @@ def answer(row: dict, width: int, *, large: bool) -> Table | Text:
         return Text(row["message"], "red")
     if lines := ranking(row, large=large):
         return grid(width, [line(*one) for one in lines])
-    return Text(numbers(row["values"]) if "values" in row else points(row["points"]))
+    return Text(text_of(row))
+
+
+def text_of(row: dict) -> str:
+    """The values or points of an answer; empty if it has classes."""
+    if "class" in row or "mask" in row:
+        return ""
+    return numbers(row["values"]) if "values" in row else points(row["points"])
 
 
 def numbers(values: list[float]) -> str:
@@ -191,31 +202,37 @@ def training_cells(row: dict) -> list[Text]:
     """
     if not (entry := row.get("training")):
         return [Text("nothing", "dim"), Text()]
-    predicted, label, detail = training_texts(entry)
+    predicted, detail = training_texts(entry)
     style = "green" if entry["agrees"] else "bold red" if entry.get("sure", True) else "yellow"
     parts = ("✓", detail) if entry["agrees"] else ("✗", predicted, detail)
     prediction = Text(" ".join(filter(None, parts)), style)
-    return [prediction, Text("✓", "green") if entry["right"] else Text(label, "yellow")]
+    return [prediction, Text("✓", "green") if entry["right"] else Text(label(row), "yellow")]
 
 
-def training_texts(entry: dict) -> tuple[str, str, str]:
-    """What training predicted, the picture's label, and training's confidence or the answer's difference.
+def training_texts(entry: dict) -> tuple[str, str]:
+    """What training predicted, and training's confidence or the answer's difference.
 
     Of points and masks, the prediction only where there is no answer.
     """
-    kind, labels, predicted = entry["kind"], entry["labels"], entry["predicted"]
+    kind, predicted = entry["kind"], entry["predicted"]
     if kind == "class":
-        chosen, label = (", ".join(names or []) or "none" for names in (predicted, labels))
-        return chosen, "" if labels is None else label, percent(entry["confidence"])
+        return ", ".join(predicted) or "none", percent(entry["confidence"])
     if kind == "values":
-        return "", "" if labels is None else numbers(labels), numbers(predicted)
-    label = "" if labels is None or kind == "mask" else points(labels)
+        return "", numbers(predicted)
     if "difference" in entry:
         difference = entry["difference"]
-        return "", label, f"{percent(difference, 2)} differ" if kind == "mask" else f"{difference:.1f} pixels"
+        return "", f"{percent(difference, 2)} differ" if kind == "mask" else f"{difference:.1f} pixels"
     if kind == "points":
-        return points(predicted), label, ""
-    return ", ".join(f"{name} {percent(share, 0)}" for name, share in predicted.items()), label, ""
+        return points(predicted), ""
+    return ", ".join(f"{name} {percent(share, 0)}" for name, share in predicted.items()), ""
+
+
+def label(row: dict) -> str:
+    """The picture's label; empty if it is unknown, and for points and masks, which are too long."""
+    entry = row.get("training")
+    if not entry or entry["labels"] is None or entry["kind"] not in ("class", "values"):
+        return ""
+    return numbers(entry["labels"]) if entry["kind"] == "values" else ", ".join(entry["labels"]) or "none"
 
 
 def thumbnail(row: dict) -> Text:

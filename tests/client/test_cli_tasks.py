@@ -384,6 +384,7 @@ def test_answers_of_another_model_are_one_sentence(tmp_path, capsys, entry, answ
         {"predicted": {"cat": "much"}, "mask": "000.png"},
         {"predicted": ["cat"], "confidence": None},
         {"predicted": [1.5], "labels": 7},
+        {"predicted": [1.5], "labels": ["heavy"]},
     ],
 )
 def test_entries_that_training_does_not_write_are_one_sentence(tmp_path, capsys, entry):
