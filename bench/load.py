@@ -42,7 +42,7 @@ MAX_ERRORS = 0.05  # of the requests of a step
 NEAR = 0.97  # of the highest throughput, which varies by chance where more requests only wait longer
 WARM_UPS = 5
 PAUSE_SECONDS = 0.1  # after a failed request: no client should retry at once when a server is full
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_FILES = 200  # held in memory
 
 

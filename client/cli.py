@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 from predictor import KINDS, SHRINK, ImagePredictor, PredictionError, read_mask
 from verdict import judge, tolerances
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
 # Error codes that say nothing about the pictures: if all have one, there is no endpoint.
 NO_ENDPOINT = ("unreachable", "timeout", "aws", "not_loaded", "busy", "unexpected")
 CONFIDENT_MARGIN = 0.2  # of training's best class over the second: below it, rounding may swap the two

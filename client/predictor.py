@@ -60,7 +60,7 @@ FIRST_WAIT = 0.5  # seconds before the first retry while a model is loading or b
 LONGEST_WAIT = 10  # ... up to this, whatever a server's Retry-After says
 SHRINK = 1280  # pixels: several times a model's input, in a tenth of the bytes of a phone's photograph
 SIDES = (2048, 1024, 512, 256)  # pixels; those below `shrink` are tried in turn to fit into the limit
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # as on the server, serve/pixels.py
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # as on the server, serve/pixels.py
 ORIENTATION = 0x0112  # EXIF's: 1 is upright; from 5 on, width and height change places
 GREY = ("1", "L", "LA")  # Pillow's modes without colours
 MAX_MASK = 50 * 10**6  # pixels of a mask, as of a picture on the server
@@ -75,10 +75,7 @@ SIGNATURES = {  # the first bytes of a file
     b"MM\0*": "image/tiff",
     b"\x93NUMPY": "application/x-npy",
 }
-# The brands of HEIF files, behind "ftyp"; a file of a general brand lists those that it is compatible with.
-AVIF = {b"avif", b"avis"}
-HEIC = {b"heic", b"heix", b"hevc", b"heim", b"heis"}
-GENERAL = {b"mif1", b"msf1"}
+HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"avif", b"avis"}  # as on the server
 
 ADVICE = {  # by a pattern in the name of botocore's exception, or in AWS's error code
     "Credential|Token|UnrecognizedClient|Signature": (
@@ -260,8 +257,10 @@ def _load(picture: Any) -> Any:
         if not picture:
             raise PredictionError("not_a_picture", "the picture is empty")
         picture = bytes(picture)
-        if _brands(picture) & HEIC and not _brands(picture) & AVIF:
-            raise PredictionError("not_a_picture", "HEIC pictures cannot be read: convert them to JPEG")
+        if is_heif(picture):
+            raise PredictionError(
+                "not_a_picture", "HEIC and AVIF pictures cannot be read: convert them to JPEG"
+            )
         return picture
     if pil and isinstance(picture, pil.Image):
         return picture
@@ -311,18 +310,15 @@ def _type(body: bytes) -> str:
     """The Content-Type by a file's first bytes: file names are too often wrong."""
     if body[:4] == b"RIFF" and body[8:12] == b"WEBP":
         return "image/webp"
-    if _brands(body) & AVIF:
-        return "image/avif"
     kinds = (kind for signature, kind in SIGNATURES.items() if body.startswith(signature))
     return next(kinds, "application/octet-stream")
 
 
-def _brands(body: bytes) -> set[bytes]:
-    """The brand of an HEIF file, and if that is a general one those that it is compatible with."""
-    if body[4:8] != b"ftyp":
-        return set()
-    brand, end = body[8:12], min(int.from_bytes(body[:4], "big"), 256)
-    return {brand} if brand not in GENERAL else {body[at : at + 4] for at in range(16, end, 4)}
+def is_heif(data: bytes) -> bool:
+    """Whether these are the bytes of an HEIC file, as iPhones write them, or of an AVIF file."""
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = {data[8:12], *(data[place : place + 4] for place in range(16, end, 4))}
+    return data[4:8] == b"ftyp" and not HEIF.isdisjoint(brands)
 
 
 # Scaling down, and back

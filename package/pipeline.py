@@ -29,7 +29,7 @@ TRIES = 3  # of a random transform on each validation picture
 Idle = Callable[[Transform], bool]  # whether a transform changes nothing at validation
 
 
-def item_steps(tfms: Iterable[Transform], idle: Idle) -> list[dict]:
+def item_steps(tfms: Iterable[Transform], idle: Idle = lambda _: False) -> list[dict]:
     """The Learner's item transforms as model.json's `steps`; sizes are [height, width].
 
     Raises LearnerError for a transform that is not `idle` and cannot be repeated.
@@ -119,7 +119,9 @@ def crop_pad(size: Iterable[int], pad: str) -> dict:
     return {"op": "crop_pad", "size": [int(side) for side in size][::-1], "pad": str(pad)}
 
 
-def batch_modules(tfms: Iterable[Transform], size: tuple[int, int], idle: Idle) -> list[nn.Module]:
+def batch_modules(
+    tfms: Iterable[Transform], size: tuple[int, int], idle: Idle = lambda _: False
+) -> list[nn.Module]:
     """The Learner's batch transforms as modules on float (N, C, H, W); `size` is the input's (H, W).
 
     Raises LearnerError for a transform that is not `idle` and cannot be repeated.

@@ -6,9 +6,8 @@ result is equal to the pixel (fastai 2.8, vision/augment.py: `Resize`, `RatioRes
 """
 
 import io
-import threading
 import warnings
-from contextlib import closing, nullcontext
+from contextlib import closing
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,8 +16,10 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 50 * 10**6
 MAX_SIDE = 65_535  # pixels, JPEG's own limit. Some decoders allocate whole rows before they read any pixel
 MAX_SCANS = 200  # of a progressive JPEG: each takes a few bytes, and a pass over all pixels
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # not EPS: Pillow would run Ghostscript
-HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}  # of the first box, ISO/IEC 23008-12
+# Not EPS: Pillow would run Ghostscript. Not HEIC: Pillow has no decoder. Not AVIF: its decoder takes 620 MB
+# for 50 megapixels, and does not hold a file to the size in its header: one of 6 kB took 1.3 GB.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"avif", b"avis"}  # brands, ISO/IEC 23008-12
 PadMode = Literal["constant", "edge", "reflect"]
 # fastai's names to numpy's
 PAD_MODES: dict[str, PadMode] = {"zeros": "constant", "border": "edge", "reflection": "reflect"}
@@ -27,10 +28,6 @@ ORIENTATION = 0x0112  # EXIF's; 1 is upright
 SWAPPED = (5, 6, 7, 8)  # the values of ORIENTATION that exchange width and height
 DRAFT_MARGIN = 3  # a JPEG decoded at a fraction keeps at least this many times the target size
 LEVELS_STRIP = 2**20  # pixels that scale_levels computes at a time
-
-# AVIF takes 620 MB for 50 megapixels (770 MB with transparency), more than other formats, and its decoder
-# uses every core anyway. Nor does it hold a file to the size in its header: 268 megapixels are its own limit.
-avif_turn = threading.Lock()
 
 # Pillow warns above its limit and refuses above twice that, before it allocates memory for a frame.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
@@ -64,20 +61,20 @@ def open_picture(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise TooLargeError(f"the picture has more than {MAX_PIXELS // 10**6} megapixels") from None
     except Exception as error:  # Pillow's decoders raise many types, SyntaxError and struct.error among them
-        if is_heic(data):
-            raise NotAPictureError("HEIC pictures cannot be read: convert them to JPEG") from None
-        text = "this is not a picture that can be read; send JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF"
+        if is_heif(data):
+            raise NotAPictureError("HEIC and AVIF pictures cannot be read: convert them to JPEG") from None
+        text = "this is not a picture that can be read; send JPEG, PNG, WebP, GIF, BMP or TIFF"
         raise NotAPictureError(text) from error
     if excessive or (picture.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS):
         raise TooLargeError("the picture needs too much memory or time to decode: re-save it")
     return picture
 
 
-def is_heic(data: bytes) -> bool:
-    """Whether these are the bytes of an HEIC file, as iPhones write them."""
+def is_heif(data: bytes) -> bool:
+    """Whether these are the bytes of an HEIC file, as iPhones write them, or of an AVIF file."""
     end = min(int.from_bytes(data[:4], "big"), 256)
     brands = {data[8:12], *(data[place : place + 4] for place in range(16, end, 4))}
-    return data[4:8] == b"ftyp" and not HEIC_BRANDS.isdisjoint(brands)
+    return data[4:8] == b"ftyp" and not HEIF.isdisjoint(brands)
 
 
 def to_pixels(picture: Image.Image, how: dict, *, draft: bool = False) -> np.ndarray:
@@ -96,7 +93,7 @@ def to_input(picture: Image.Image, how: dict, *, draft: bool = False) -> tuple[n
     scalable = draft and steps[0]["op"] == "resize"  # a crop would cut out another part of a smaller picture
     min_side = DRAFT_MARGIN * max(steps[0]["size"]) if scalable else None
     size = picture.size
-    with closing(picture), avif_turn if picture.format == "AVIF" else nullcontext():
+    with closing(picture):
         decoded, swapped = decode(picture, how, min_side)
         size = size[::-1] if swapped else size
         left, top, right, bottom = placement(decoded.size, steps)

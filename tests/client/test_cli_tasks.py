@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import re
 from pathlib import Path
 
@@ -398,8 +397,7 @@ def test_values_of_different_lengths_are_not_training_s(tmp_path, capsys):
     assert run(capsys, "--url", "http://127.0.0.1:1", "--expect", file)[0] == 2
 
 
-def test_avif_pictures_in_a_folder_are_found(tmp_path):
+def test_pictures_that_are_refused_are_found_in_a_folder(tmp_path):
     for name in ("a.avif", "b.AVIF", "c.heic"):
         (tmp_path / name).touch()
-    assert [Path(file).name for file in cli.find_pictures([str(tmp_path)])] == ["a.avif", "b.AVIF"]
-    assert os.path.isfile(tmp_path / "c.heic")
+    assert [Path(file).name for file in cli.find_pictures([str(tmp_path)])] == ["a.avif", "b.AVIF", "c.heic"]

@@ -82,14 +82,9 @@ def test_batch_transforms_give_fastais_values(name, shape):
     pipeline(TensorImage(pixels))  # training changes state, such as an AffineCoordTfm's split_idx
     pipeline.split_idx = 1
     expected = pipeline(TensorImage(pixels))
-    actual = nn.Sequential(*batch_modules(pipeline, shape, never))(pixels.float())
+    actual = nn.Sequential(*batch_modules(pipeline, shape))(pixels.float())
     assert actual.shape == expected.shape
     assert abs(actual - expected).max() < 1e-4
-
-
-def never(_: Transform) -> bool:
-    """No transform is idle."""
-    return False
 
 
 class Sharpen(Transform):
@@ -116,7 +111,7 @@ TRAINING_ONLY = Sharpen(split_idx=0)
 )
 def test_an_unknown_batch_transform_is_an_error_with_its_name(tfm, name):
     with pytest.raises(LearnerError, match=f"the transform {name} acts at validation"):
-        batch_modules(Pipeline([IntToFloatTensor(), tfm]), (8, 8), never)
+        batch_modules(Pipeline([IntToFloatTensor(), tfm]), (8, 8))
 
 
 @pytest.mark.parametrize(
@@ -126,34 +121,34 @@ def test_an_unknown_batch_transform_is_an_error_with_its_name(tfm, name):
 )
 def test_an_unknown_item_transform_is_an_error_with_its_name(tfm, name):
     with pytest.raises(LearnerError, match=f"the transform {name} acts at validation"):
-        item_steps(Pipeline([Resize(64), tfm, ToTensor()]), never)
+        item_steps(Pipeline([Resize(64), tfm, ToTensor()]))
 
 
 def test_an_unknown_transform_for_training_is_ignored():
-    assert len(batch_modules(Pipeline([IntToFloatTensor(), TRAINING_ONLY]), (8, 8), never)) == 1
-    assert len(item_steps(Pipeline([Resize(64), TRAINING_ONLY, ToTensor()]), never)) == 1
+    assert len(batch_modules(Pipeline([IntToFloatTensor(), TRAINING_ONLY]), (8, 8))) == 1
+    assert len(item_steps(Pipeline([Resize(64), TRAINING_ONLY, ToTensor()]))) == 1
 
 
 @pytest.mark.parametrize("tfms", [[], [RatioResize(64)], [RatioResize(64), RatioResize(32)]], ids=len)
 def test_a_learner_whose_pictures_keep_different_sizes_is_rejected(tfms):
     with pytest.raises(LearnerError, match=r"not of one size: give it item_tfms=Resize\(...\)"):
-        item_steps(Pipeline([*tfms, ToTensor()]), never)
+        item_steps(Pipeline([*tfms, ToTensor()]))
 
 
 def test_ratio_resize_is_a_step_before_the_size_is_fixed_and_a_resize_after_it():
     bilinear = {"resample": "BILINEAR"}
-    assert item_steps(Pipeline([RatioResize(96), Resize(64)]), never) == [
+    assert item_steps(Pipeline([RatioResize(96), Resize(64)])) == [
         {"op": "ratio_resize", "side": 96, **bilinear},
         {"op": "resize", "method": "crop", "size": [64, 64], "pad": "reflection", **bilinear},
     ]
-    assert item_steps(Pipeline([CropPad((20, 30)), RatioResize(96)]), never) == [
+    assert item_steps(Pipeline([CropPad((20, 30)), RatioResize(96)])) == [
         {"op": "crop_pad", "size": [20, 30], "pad": "zeros"},
         {"op": "resize", "method": "crop", "size": [64, 96], "pad": "reflection", **bilinear},
     ]
 
 
 def test_sizes_are_written_as_height_and_width():
-    assert item_steps(Pipeline([CropPad((20, 30), "border"), Resize((40, 60), "pad", "zeros")]), never) == [
+    assert item_steps(Pipeline([CropPad((20, 30), "border"), Resize((40, 60), "pad", "zeros")])) == [
         {"op": "crop_pad", "size": [20, 30], "pad": "border"},
         {"op": "resize", "method": "pad", "size": [40, 60], "pad": "zeros", "resample": "BILINEAR"},
     ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from pictures import upright
 from pixels import (
@@ -177,10 +177,11 @@ def rotated(orientation: int) -> Image.Exif:
     return exif
 
 
-LOSSLESS = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
+HEIF_REFUSED = "HEIC and AVIF pictures cannot be read: convert them to JPEG"
+LOSSLESS = {"WEBP": {"lossless": True}}
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_exif_orientation_rotates_the_picture_upright(orientation, form):
     letters = Image.fromarray(np.array([[ord(c) for c in row] for row in STORED], np.uint8)).convert("RGB")
@@ -188,7 +189,7 @@ def test_exif_orientation_rotates_the_picture_upright(orientation, form):
     assert ["".join(chr(pixel[0]) for pixel in row) for row in pixels(data)] == UPRIGHT[orientation]
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
 def test_the_size_is_that_of_the_upright_picture(orientation, form):
     data = encode(noise(600, 400), form, exif=rotated(orientation))
@@ -313,13 +314,6 @@ def test_an_animated_gif_is_its_first_frame():
     assert pixels(data)[0][0] == [0x10, 0x20, 0x30]
 
 
-def test_an_animated_avif_is_its_first_frame():
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("#ffffff", "#000000")]
-    data = encode(frames[0], "AVIF", save_all=True, append_images=frames[1:], duration=100)
-    assert open_picture(data).n_frames == 2
-    assert min(pixels(data)[0][0]) > 250
-
-
 def test_an_mpo_file_is_its_first_picture():
     data = encode(
         Image.new("RGB", (8, 8), "white"), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))]
@@ -385,7 +379,7 @@ def test_a_picture_that_is_cropped_first_is_not_scaled(name):
     )
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_other_formats_are_not_scaled(form):
     data, how = encode(noise(400, 300), form), rgb(steps_of(tfm("Resize", 16)))
     np.testing.assert_array_equal(
@@ -396,7 +390,7 @@ def test_other_formats_are_not_scaled(form):
 # --- what it refuses
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_a_truncated_file_is_refused(form):
     data = encode(noise(64, 64), form)
     with pytest.raises(
@@ -419,23 +413,24 @@ def test_bytes_that_are_not_a_picture_are_refused(data, magic):
 
 @pytest.mark.parametrize("form", ["EPS", "PDF", "PPM", "TGA", "ICO"])
 def test_formats_that_are_not_for_photographs_are_refused(form):
-    with pytest.raises(NotAPictureError, match="send JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF"):
+    with pytest.raises(NotAPictureError, match="send JPEG, PNG, WebP, GIF, BMP or TIFF"):
         open_picture(encode(noise(16, 16), form))
 
 
-@pytest.mark.parametrize("brands", [b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1heic", b"msf1hevc"])
+@pytest.mark.parametrize(
+    "brands", [b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1heic", b"msf1hevc", b"mif1avif"]
+)
 def test_heic_is_refused_with_advice(brands):
     box = b"ftyp" + brands[:4] + bytes(4) + b"mif1" + brands[4:]
     data = struct.pack(">I", 4 + len(box)) + box + bytes(200)
-    with pytest.raises(NotAPictureError, match=r"^HEIC pictures cannot be read: convert them to JPEG$"):
+    with pytest.raises(NotAPictureError, match=f"^{HEIF_REFUSED}$"):
         open_picture(data)
 
 
-def test_an_avif_over_fifty_megapixels_is_refused():
-    data = encode(Image.new("L", (10_000, 5_001)), "AVIF", speed=10)
-    assert len(data) < 10_000
-    with pytest.raises(TooLargeError, match="more than 50 megapixels"):
-        open_picture(data)
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+def test_avif_is_refused_with_advice_though_pillow_reads_it():
+    with pytest.raises(NotAPictureError, match=f"^{HEIF_REFUSED}$"):
+        open_picture(encode(noise(16, 16), "AVIF"))
 
 
 def png_header(width: int, height: int) -> bytes:
