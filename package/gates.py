@@ -8,9 +8,9 @@ a deployment accept (client/cli.py, deploy/lifecycle/smoke_test.py; tests/house/
 import numpy as np
 
 CONFIDENT_MARGIN = 0.2  # from this margin on, an answer of fp32 is one that a candidate has to keep
-VALUE_SHARE = 0.01  # of the spread of fp32's values, which a value may be away
-VALUE_MINIMUM = 1e-3  # of a value, or of 1 if it is smaller: a value may be so far away in any case
-POINT_SHARE = 0.01  # of the longer side of the model's input, which a point may be away
+MAX_ERROR = 0.01  # of a value, as a share of fp32's largest value minus its smallest ...
+MIN_ERROR = 1e-3  # ... but at least as a share of the value or of 1, whichever is larger
+MAX_SHIFT = 0.01  # of a point, as a share of the longer side of the model's input
 
 
 def gate(spec: dict, reference: np.ndarray, candidate: np.ndarray, truth: np.ndarray | None) -> dict:
@@ -38,7 +38,7 @@ def gate(spec: dict, reference: np.ndarray, candidate: np.ndarray, truth: np.nda
 def same_values(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     """Which pictures have the same values: bool (pictures,) for (pictures, values)."""
     spread = reference.max(0) - reference.min(0)
-    allowed = np.maximum(VALUE_SHARE * spread, VALUE_MINIMUM * np.maximum(1, abs(reference)))
+    allowed = np.maximum(MAX_ERROR * spread, MIN_ERROR * np.maximum(1, abs(reference)))
     return (abs(candidate - reference) <= allowed).all(1)
 
 
@@ -49,7 +49,7 @@ def same_points(reference: np.ndarray, candidate: np.ndarray, size: list[int]) -
     """
     height, width = size
     distances = np.hypot(*np.moveaxis((candidate - reference) * (width / 2, height / 2), -1, 0))
-    return (distances <= POINT_SHARE * max(size)).ravel()
+    return (distances <= MAX_SHIFT * max(size)).ravel()
 
 
 def gate_classes(

@@ -53,6 +53,18 @@ def text_of(path: str, pattern: str) -> Any:
     return found[1]
 
 
+def definitions(path: str, *names: str) -> Any:
+    """The source of functions or classes at the top of a file."""
+    if (text := source(path)) is None:
+        return ANYTHING
+    found = {node.name: ast.unparse(node) for node in ast.parse(text).body if hasattr(node, "name")}
+    return [found[name] for name in names]
+
+
+def without(value: Any, others: Iterable) -> Any:
+    return value if value is ANYTHING else tuple(one for one in value if one not in others)
+
+
 def first_of(value: Any) -> Any:
     return value if value is ANYTHING else value[0]
 
@@ -69,6 +81,12 @@ def default(section: str, key: str) -> Any:
 PROJECT_RULE = r're\.fullmatch\("(.+?)", (?:args\.)?project\)'
 MALLOC = r'MALLOC_MMAP_THRESHOLD_[":= ]+(\d+)'
 
+ANSWERS = ("package/gates.py", "client/verdict.py", "deploy/lifecycle/smoke_test.py")
+LEARNER = (
+    *("LearnerError", "read_learner", "find_target", "answering_loss", "find_task", "quiet", "centred"),
+    *("predict", "as_item", "place", "one_line"),
+)
+
 GROUPS: dict[str, Callable[[], Iterable[Any]]] = {
     "picture formats": lambda: [
         as_set(constant("train/pictures.py", "FORMATS")),
@@ -80,7 +98,7 @@ GROUPS: dict[str, Callable[[], Iterable[Any]]] = {
         constant("serve/pixels.py", "MAX_PIXELS"),
     ],
     "suffixes of picture files in a folder": lambda: [
-        constant("client/cli.py", "SUFFIXES"),
+        without(constant("client/cli.py", "SUFFIXES"), (".heic", ".avif")),  # found, and refused by name
         constant("bench/load.py", "SUFFIXES"),
     ],
     "pixels to which the client scales pictures down": lambda: [
@@ -90,8 +108,41 @@ GROUPS: dict[str, Callable[[], Iterable[Any]]] = {
         default("predict", "shrink"),
     ],
     "the margin of a clear answer": lambda: [
-        constant("package/precision.py", "CONFIDENT_MARGIN"),
+        constant("package/gates.py", "CONFIDENT_MARGIN"),
         constant("client/cli.py", "CONFIDENT_MARGIN"),
+    ],
+    "how far a value may be from the one that is expected": lambda: [
+        constant(file, "MAX_ERROR") for file in ANSWERS
+    ],
+    "how far a small value may be from the one that is expected": lambda: [
+        constant(file, "MIN_ERROR") for file in ANSWERS
+    ],
+    "how far a point may be from the one that is expected": lambda: [
+        constant(file, "MAX_SHIFT") for file in ANSWERS
+    ],
+    "the pixel of a mask that the model does not see": lambda: [
+        constant("serve/answers.py", "UNSEEN"),
+        constant("train/handover.py", "UNSEEN"),
+        constant("package/export.py", "MAX_MASK_CLASSES"),
+    ],
+    "HEIC and AVIF": lambda: [
+        constant(file, "HEIF") for file in ("serve/pixels.py", "client/predictor.py", "train/pictures.py")
+    ],
+    "how HEIC and AVIF are recognised": lambda: [
+        definitions(file, "is_heif")
+        for file in ("serve/pixels.py", "client/predictor.py", "train/pictures.py")
+    ],
+    "the sentence on HEIC and AVIF": lambda: [
+        text_of(file, r'"(HEIC and AVIF .+?)"')
+        for file in ("serve/pixels.py", "client/predictor.py", "train/pictures.py")
+    ],
+    "16-bit and float pictures to 8 bits": lambda: [
+        definitions("serve/pixels.py", "scale_levels"),
+        definitions("train/pictures.py", "scale_levels"),
+    ],
+    "reading an exported Learner": lambda: [
+        definitions("package/learner.py", *LEARNER),
+        definitions("train/handover.py", *LEARNER),
     ],
     "bytes of a request": lambda: [
         constant("serve/inference.py", "MAX_BODY"),

@@ -155,7 +155,7 @@ class Sometimes(RandTransform):
     "callbacks",
     [
         [SaveModelCallback],
-        [lambda: EarlyStoppingCallback(monitor="valid_loss", patience=3)],
+        [lambda: EarlyStoppingCallback(monitor="valid_loss")],
         [ReduceLROnPlateau],
         [ReadsRecorder],
         [MixUp],
