@@ -119,6 +119,8 @@ def usable_pictures(args: argparse.Namespace, task: str, names: list[str]) -> tu
 
 def load(file: Path) -> Learner:
     """Load an export.pkl. Raises LearnerError, also for functions that only a notebook had."""
+    import fastai.vision.all  # noqa: F401 - adds methods to Learner, also those that this one was saved without
+
     try:
         return handover.read_learner(file)
     except LearnerError as error:

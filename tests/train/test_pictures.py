@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pictures import Upright, UsageError, check, label, scale_levels, upright
+from pictures import Upright, UsageError, check, label, open_upright, scale_levels, upright
 
 
 def encoded(im: Image.Image, form: str, orientation: int = 1, **options) -> bytes:
@@ -93,14 +93,14 @@ def test_pictures_with_more_than_eight_bits_are_scaled_by_the_levels(mode, tmp_p
     picture, form, values = deep_pictures()[mode]
     assert picture.mode == mode
     picture.save(tmp_path / "a", form)
-    grey = np.asarray(upright(tmp_path / "a", [-500.0, 60000.0]))
+    grey = np.asarray(open_upright(tmp_path / "a", [-500.0, 60000.0]))
     assert np.abs(grey[..., 0] - (values + 500.0) / 60500 * 255).max() <= 0.5 + 1e-9
     assert (grey[..., 0] == grey[..., 1]).all()
     assert (np.asarray(Upright([-500.0, 60000.0])(tmp_path / "a")) == grey).all()
     assert (np.asarray(scale_levels(picture, [-500.0, 60000.0])) == grey[..., 0]).all()
     eight = Image.fromarray(grey)
     eight.save(tmp_path / "b", "PNG")
-    assert upright(tmp_path / "b", [0.0, 9.0]).tobytes() == eight.tobytes()  # others are not scaled
+    assert open_upright(tmp_path / "b", [0.0, 9.0]).tobytes() == eight.tobytes()  # others are not scaled
 
 
 def test_the_levels_are_the_extremes_of_the_usable_pictures(folder, tmp_path):
