@@ -225,7 +225,7 @@ def work(args: argparse.Namespace, out: Path) -> NoReturn:
 
 
 def run_apart(args: argparse.Namespace, out: Path) -> int:
-    """Run `work` in another process; return its exit code. Raises LearnerError if a signal ended it."""
+    """Run `work` in another process; return its exit code. Raises LearnerError if it crashes."""
     process = multiprocessing.get_context("spawn").Process(target=work, args=(args, out))
     process.start()
     process.join()

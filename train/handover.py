@@ -19,7 +19,7 @@ import sys
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import partial
@@ -693,7 +693,7 @@ def stratified_sample(labels: list, count: int, seed: int) -> list[int]:
 
 
 def save_answers(
-    learn: "Learner", samples: "list[tuple[Path | Image.Image, list | None]]", folder: Path
+    learn: "Learner", samples: "Sequence[tuple[Path | Image.Image, list | None]]", folder: Path
 ) -> list[dict]:
     """Copy pictures into `folder`; return the content of validation.json: the Learner's answers."""
     (folder / "pictures").mkdir()

@@ -109,9 +109,11 @@ def texts(stream: io.BytesIO) -> Iterator[tuple[str, str | bytes]]:
             continue
         if name == "STACK_GLOBAL":
             last = None
-            yield "global", f"{before[0]} {before[1]}"
+            yield "global", f"{before[0]!s} {before[1]!s}"
             continue
-        last = memo.get(int(arg)) if name.endswith("GET") else arg if isinstance(arg, str | bytes) else None
+        last = (
+            memo.get(int(str(arg))) if name.endswith("GET") else arg if isinstance(arg, str | bytes) else None
+        )
         if last is not None:
             before = [before[1], last]
             yield "text", last

@@ -131,7 +131,7 @@ def test_the_learner_and_the_process_stay_as_they_were(drawn, tmp_path):
         def after_validate(self):
             _ = self.learn.recorder.log
 
-    cbs = [fv.SaveModelCallback(), fv.EarlyStoppingCallback(patience=3), fv.CSVLogger(), Own()]
+    cbs = [fv.SaveModelCallback(), fv.EarlyStoppingCallback(), fv.CSVLogger(), Own()]
     home = tmp_path / "notebook"
     home.mkdir()
     learn = learner(loaders(drawn), metrics=fv.error_rate, cbs=cbs, path=home)
