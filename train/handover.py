@@ -140,8 +140,10 @@ def find_task(learn: "Learner") -> tuple[str, float | None]:
     import torch
 
     target, loss = find_target(learn), learn.loss_func
-    if target in ("points", "mask"):
-        return {"points": "points", "mask": "segmentation"}[target], None
+    if target == "points":
+        return "points", None
+    if target == "mask" and hasattr(loss, "decodes"):
+        return "segmentation", None
     scores = torch.tensor([[0.0, 1.0, 0.0]])
     with suppress(Exception):  # any kind, from a loss of the user's own
         decoded = loss.decodes(loss.activation(scores))
@@ -165,15 +167,36 @@ def find_task(learn: "Learner") -> tuple[str, float | None]:
 @contextmanager
 def quiet(learn: "Learner") -> Iterator[None]:
     """Keep a Learner from printing progress bars and tables."""
+    import fastai.callback.progress  # noqa: F401 - gives Learners no_bar
+
     with learn.no_bar(), learn.no_logging():
         yield
+
+
+@contextmanager
+def centred(learn: "Learner") -> Iterator[None]:
+    """Make RatioResize crop in the middle, as the endpoint does.
+
+    fastai 2.8 lets it crop at random at validation as well, by the few pixels that rounding leaves.
+    """
+    import random
+
+    from fastai.vision.augment import RatioResize
+
+    before = random.random
+    if any(isinstance(tfm, RatioResize) for tfm in learn.dls.valid.after_item):
+        random.random = lambda: 0.5
+    try:
+        yield
+    finally:
+        random.random = before
 
 
 def predict(learn: "Learner", file: Path) -> "tuple[Any, Tensor]":
     """Return learn.predict's decoded answer for a picture's file, and its raw one. Raises LearnerError."""
     item, _ = as_item(learn, file)
     try:
-        with quiet(learn):
+        with quiet(learn), centred(learn):
             decoded, _, raw = learn.predict(item)
     except Exception as error:  # a Learner can raise any kind
         raise LearnerError(f"learn.predict fails on {file}: {one_line(error)}") from None
@@ -221,7 +244,8 @@ def place(learn: "Learner", picture: "Image.Image") -> tuple[float, float, float
     for tfm in learn.dls.valid.after_item:
         if not isinstance(tfm, ToTensor | PointScaler) and tfm.split_idx != 0:
             points = TensorPoint(corners, img_size=shown.size)
-            shown, points = compose_tfms((shown, points), [tfm], split_idx=1)
+            with centred(learn):
+                shown, points = compose_tfms((shown, points), [tfm], split_idx=1)
             corners = points.tolist()
     (x0, y0), (x1, y1) = corners
     zoom_x, zoom_y = (x1 - x0) / picture.width, (y1 - y0) / picture.height

@@ -200,7 +200,7 @@ def test_sixteen_bit_pictures_are_scaled_and_learnt(tmp_path):
         values = noise.normal((20000, 40000)[i % 2], 1000, (40, 40)).astype(np.uint16)
         Image.fromarray(values).save(tmp_path / "data" / f"{'AB'[i % 2]}_{i}.png")
     out = tmp_path / "train"
-    assert train.main(arguments(data=tmp_path / "data", unfrozen=20, lr=1e-2, valid=0.4, out=out)) == 0
+    assert train.main(arguments(data=tmp_path / "data", bs=4, unfrozen=25, lr=3e-3, valid=0.4, out=out)) == 0
     metrics = read(out, "metrics.json")
     assert metrics["error_rate"] == 0
     black, white = metrics["levels"]
