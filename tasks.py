@@ -139,9 +139,14 @@ def train(c: Context, options: ChainMap) -> None:
 
 
 def from_here(options: ChainMap, *keys: str) -> dict[str, str]:
-    """The paths among this run's options, relative to where the user stands; those of a file stay."""
-    given = {key: os.path.expanduser(options.maps[0][key]) for key in keys if key in options.maps[0]}
-    return {key: path if os.path.isabs(path) else os.path.relpath(path, ROOT) for key, path in given.items()}
+    """The paths among this run's options, from where the user stands; those of a file stay as they are."""
+    given = {
+        key: os.path.abspath(os.path.expanduser(path)) for key, path in options.maps[0].items() if key in keys
+    }
+    return {
+        key: os.path.relpath(path, ROOT) if ROOT in Path(path).parents else path
+        for key, path in given.items()
+    }
 
 
 @script_task("train/adopt.py")

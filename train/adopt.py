@@ -119,6 +119,8 @@ def usable_pictures(args: argparse.Namespace, task: str, names: list[str]) -> tu
 
 def load(file: Path) -> Learner:
     """Load an export.pkl. Raises LearnerError, also for functions that only a notebook had."""
+    import fastai.vision.all  # noqa: F401 - adds methods to Learner, also those that this one was saved without
+
     try:
         return handover.read_learner(file)
     except LearnerError as error:
@@ -223,7 +225,7 @@ def work(args: argparse.Namespace, out: Path) -> NoReturn:
 
 
 def run_apart(args: argparse.Namespace, out: Path) -> int:
-    """Run `work` in another process; return its exit code. Raises LearnerError if a signal ended it."""
+    """Run `work` in another process; return its exit code. Raises LearnerError if it crashes."""
     process = multiprocessing.get_context("spawn").Process(target=work, args=(args, out))
     process.start()
     process.join()

@@ -17,8 +17,9 @@ import re
 import shutil
 import sys
 import warnings
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import partial
@@ -268,7 +269,7 @@ def hand_over(learn: "Learner", folder: "str | Path") -> Path:
     sentence, for a Learner that cannot be handed over.
     """
     folder = Path(folder).expanduser().absolute()
-    find_target(learn)  # refuses text and tables before anything is written
+    class_names(learn)  # refuses text, tables and masks without names before anything is written
     if not valid_size(learn):
         raise LearnerError(
             "the Learner has no validation pictures, so nothing could be proven: "
@@ -517,25 +518,32 @@ def saving() -> Iterator[None]:
 
 def export(learn: "Learner", file: Path) -> None:
     """Call learn.export, which changes the Learner: only inside `untouched`. Raises LearnerError, OSError."""
+    from fastai.callback.progress import CSVLogger
+
+    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, CSVLogger)])  # their open file has no pickle
     try:
         with saving():
             learn.export(file)
     except OSError:
         raise
     except Exception as error:  # pickling raises many kinds
-        if file.exists() and not vars(learn).get("opt", 0):
-            what = f"{unpicklable(learn)} cannot be pickled"
-            raise LearnerError(
-                f"{what}: remove it from the Learner and try again ({one_line(error)})"
-            ) from None
-        raise LearnerError(f"learn.export() fails: {one_line(error)}") from None
+        culprit = unpicklable(learn, "learn", {id(learn)})
+        if culprit:
+            what = f"{culprit} cannot be pickled: remove it from the Learner and try again"
+            raise LearnerError(f"{what} ({one_line(error)})") from None
+        if not zipfile.is_zipfile(
+            file
+        ):  # else only what export does afterwards, to the optimizer, has failed
+            raise LearnerError(f"learn.export() fails: {one_line(error)}") from None
 
 
-def unpicklable(thing: Any, name: str = "learn", seen: "set[int] | None" = None) -> str:
-    """Return the name and type of the innermost object in `thing` that cannot be pickled."""
+def unpicklable(thing: Any, name: str, seen: "set[int]") -> "str | None":
+    """Return the name and type of the innermost object in `thing` that cannot be pickled.
+
+    None if it can be, or only what was seen before cannot.
+    """
     import cloudpickle
 
-    seen = (seen or set()) | {id(thing)}
     parts = list(thing.items()) if isinstance(thing, dict) else []
     if isinstance(thing, list | tuple):
         parts = list(enumerate(thing))
@@ -543,15 +551,21 @@ def unpicklable(thing: Any, name: str = "learn", seen: "set[int] | None" = None)
         parts = [
             (key, part) for key, part in vars(thing).items() if key != "lock"
         ]  # which Learner leaves out
+    innermost = True
     for key, part in parts:
-        if id(part) in seen:
-            continue
-        try:
-            cloudpickle.dumps(part)
-        except Exception:
-            step = f".{key}" if hasattr(thing, "__dict__") else f"[{key!r}]"
-            return unpicklable(part, name + step, seen)
-    return f"{name} ({type(thing).__name__})"
+        if id(part) not in seen:
+            try:
+                cloudpickle.dumps(part)
+                continue
+            except Exception:
+                seen.add(id(part))
+                step = f".{key}" if hasattr(thing, "__dict__") else f"[{key!r}]"
+                if found := unpicklable(part, name + step, seen):
+                    return found
+        innermost = False
+    return (
+        f"{name.replace('.items[', '[')} ({type(thing).__name__})" if innermost and name != "learn" else None
+    )
 
 
 # --- its pictures and labels
@@ -703,7 +717,7 @@ def stratified_sample(labels: list, count: int, seed: int) -> list[int]:
 
 
 def save_answers(
-    learn: "Learner", samples: "list[tuple[Path | Image.Image, list | None]]", folder: Path
+    learn: "Learner", samples: "Sequence[tuple[Path | Image.Image, list | None]]", folder: Path
 ) -> list[dict]:
     """Copy pictures into `folder`; return the content of validation.json: the Learner's answers."""
     (folder / "pictures").mkdir()
@@ -714,7 +728,9 @@ def save_answers(
     for i, (picture, labels) in enumerate(samples):
         file = save_picture(picture, folder / "pictures", i)
         mask = folder / "masks" / f"{i:03d}.png" if task == "segmentation" else None
-        answer = ask(learn, task, threshold, file, mask)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metrics, which have no labels here
+            answer = ask(learn, task, threshold, file, mask)
         entries.append(entry(file, labels, folder) | answer)
     return entries
 

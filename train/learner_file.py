@@ -31,8 +31,13 @@ def check_file(file: Path) -> None:
         text = "is an export of fastai 1, which fastai 2 cannot load: train again with fastai 2"
         raise LearnerError(f"{file} {text}")
     if not any(re.fullmatch(r"fastai\.\S+ \w*Learner", name) for name in names):
-        modules = sorted({name.partition(" ")[0].partition(".")[0] for name in names})
-        if set(modules) <= {"torch", "collections", "fastcore", "numpy", "_codecs"}:
+        modules = {name.partition(" ")[0].partition(".")[0] for name in names}
+        plain = not any(name.startswith("torch.nn.modules.") for name in names)
+        if (
+            "torch" in modules
+            and plain
+            and modules <= {"torch", "collections", "fastcore", "numpy", "_codecs"}
+        ):
             advice = "load them where it was trained (learn.load), then call hand_over or learn.export()"
             raise LearnerError(f"{file} holds weights, not a Learner: {advice}")
         raise LearnerError(f"{file} holds no fastai Learner: name a file that learn.export() wrote")
@@ -80,8 +85,8 @@ def read_pickles(file: Path, data: bytes) -> tuple[set[str], list[bytes]]:
                 else:
                     expect_code = value == "CodeType"
             whole += 1
-    except (ValueError, UnicodeDecodeError, IndexError, KeyError, OverflowError) as error:
-        if "exhausted" in str(error) and names:
+    except (ValueError, IndexError, KeyError, OverflowError):  # of the end, or of what follows the pickles
+        if names and not whole:
             raise LearnerError(f"{file} is truncated or damaged: copy it again") from None
     if not whole:
         raise LearnerError(f"{file} is not a pickle: name a file that learn.export() wrote")
@@ -104,9 +109,11 @@ def texts(stream: io.BytesIO) -> Iterator[tuple[str, str | bytes]]:
             continue
         if name == "STACK_GLOBAL":
             last = None
-            yield "global", f"{before[0]} {before[1]}"
+            yield "global", f"{before[0]!s} {before[1]!s}"
             continue
-        last = memo.get(int(arg)) if name.endswith("GET") else arg if isinstance(arg, str | bytes) else None
+        last = (
+            memo.get(int(str(arg))) if name.endswith("GET") else arg if isinstance(arg, str | bytes) else None
+        )
         if last is not None:
             before = [before[1], last]
             yield "text", last

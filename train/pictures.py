@@ -32,12 +32,31 @@ class UsageError(Exception):
     """A command line or data that cannot work; the message is one sentence for the user."""
 
 
-def upright(picture: Path | str | bytes, levels: list[float] | None = None):  # noqa: ANN201 - see below
+def upright(picture: Path | str | bytes):  # noqa: ANN201 - fastai would use an annotation as a conversion
+    """Open a picture as `open_upright` does, without levels.
+
+    A function of its own: with a second parameter, fastai takes other random numbers, and a seed gives
+    another model than before.
+    """
+    return open_upright(picture)
+
+
+class Upright:
+    """`open_upright` with these levels, as a transform of fastai."""
+
+    def __init__(self, levels: list[float]) -> None:
+        self.levels = levels
+
+    def __call__(self, picture: Path | str | bytes):  # noqa: ANN204 - as for `upright`
+        """Open a picture."""
+        return open_upright(picture, self.levels)
+
+
+def open_upright(picture: Path | str | bytes, levels: list[float] | None = None) -> Image.Image:
     """Open a picture (a path, or a file's bytes) as an RGB PILImage, rotated by its EXIF orientation.
 
     `levels` are the values of black and white in pictures with more than 8 bits a pixel. Raises OSError or
-    ValueError if it is not a picture, is damaged or has more than 50 megapixels. The result is not annotated,
-    because fastai would use the annotation as a conversion.
+    ValueError if it is not a picture, is damaged or has more than 50 megapixels.
     """
     from fastai.vision.core import PILImage
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -60,17 +79,6 @@ def upright(picture: Path | str | bytes, levels: list[float] | None = None):  # 
         if levels and is_deep(turned):
             turned = scale_levels(turned, levels)
         return PILImage(turned.convert("RGB"))
-
-
-class Upright:
-    """`upright` with these levels, as a transform of fastai."""
-
-    def __init__(self, levels: list[float]) -> None:
-        self.levels = levels
-
-    def __call__(self, picture: Path | str | bytes):  # noqa: ANN204 - as for `upright`
-        """Open a picture."""
-        return upright(picture, self.levels)
 
 
 def is_heic(picture: Path | str | bytes) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import handover
 import pictures
+from handover import versions
 
 if TYPE_CHECKING:
     from fastai.vision.all import DataLoaders, Learner
@@ -74,7 +75,7 @@ def measure(learn: Learner, args: argparse.Namespace) -> dict:
         "train_pictures": len(learn.dls.train_ds),
         "valid_pictures": len(learn.dls.valid_ds),
         "device": str(learn.dls.device),
-        "versions": handover.versions(),
+        "versions": versions(),
         "arguments": vars(args) | {"out": str(args.out)},
     }
 

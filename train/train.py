@@ -27,7 +27,7 @@ from handover import LearnerError, atomic_folder, write_json
 from pictures import UsageError
 
 if TYPE_CHECKING:
-    from fastai.vision.all import DataLoaders, Learner
+    from fastai.vision.all import DataLoaders, Learner, TransformBlock
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +59,14 @@ def splitter(folder: Path, args: argparse.Namespace) -> Callable:
     return RandomSplitter(args.valid, args.seed)
 
 
+def picture_block(levels: list[float] | None) -> TransformBlock:
+    """Return what opens pictures. Not fastai's ImageBlock: it ignores EXIF, so phones' stay rotated."""
+    from fastai.vision.all import IntToFloatTensor, TransformBlock
+
+    opener = pictures.Upright(levels) if levels else pictures.upright
+    return TransformBlock(type_tfms=opener, batch_tfms=IntToFloatTensor)
+
+
 def dataloaders(
     items: list, levels: list[float] | None, folder: Path, arch: Arch, args: argparse.Namespace
 ) -> DataLoaders:
@@ -67,12 +75,10 @@ def dataloaders(
         CategoryBlock,
         DataBlock,
         ImageDataLoaders,
-        IntToFloatTensor,
         ItemGetter,
         MultiCategoryBlock,
         Normalize,
         Resize,
-        TransformBlock,
         aug_transforms,
         imagenet_stats,
     )
@@ -82,13 +88,11 @@ def dataloaders(
     if min(train, valid) < 2:
         raise UsageError(f"{train} pictures to train on and {valid} to validate with are too few")
     names = pictures.classes(dict(items))
-    opener = pictures.Upright(levels) if levels else pictures.upright
     # fastai's vision_learner adds the normalisation of timm's weights by itself.
     timm_stats = isinstance(arch, str) and args.weights == "imagenet"
     block = DataBlock(
-        # Not fastai's ImageBlock: it ignores EXIF orientation, and pictures from phones would stay rotated.
         blocks=(
-            TransformBlock(type_tfms=opener, batch_tfms=IntToFloatTensor),
+            picture_block(levels),
             MultiCategoryBlock(vocab=names) if reporting.multi_label(items) else CategoryBlock(vocab=names),
         ),
         getters=[ItemGetter(0), ItemGetter(1)],

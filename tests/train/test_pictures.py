@@ -2,10 +2,11 @@
 
 import io
 
+import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pictures import UsageError, check, label, upright
+from pictures import Upright, UsageError, check, label, open_upright, scale_levels, upright
 
 
 def encoded(im: Image.Image, form: str, orientation: int = 1, **options) -> bytes:
@@ -65,6 +66,55 @@ def test_pictures_above_fifty_megapixels_are_rejected():
 def test_formats_that_the_server_rejects_are_rejected(gradient):
     with pytest.raises(OSError, match="cannot identify"):
         upright(encoded(gradient, "PPM"))
+
+
+def test_avif_is_read_and_heic_is_refused_in_one_sentence(gradient, tmp_path):
+    assert upright(encoded(gradient, "AVIF", 6)).size == (20, 30)
+    heic = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(40)
+    (tmp_path / "a.heic").write_bytes(heic)
+    for picture in (heic, tmp_path / "a.heic"):
+        with pytest.raises(ValueError, match=r"^HEIC pictures cannot be read: convert them to JPEG$"):
+            upright(picture)
+
+
+def deep_pictures():
+    """The same values in each mode with more than 8 bits."""
+    values = np.linspace(-500, 60000, 600).reshape(20, 30)
+    whole = values.clip(0).astype(np.uint16)
+    return {
+        "I;16": (Image.fromarray(whole), "PNG", whole),
+        "I": (Image.fromarray(values.astype(np.int32)), "TIFF", values.astype(np.int32)),
+        "F": (Image.fromarray(values.astype(np.float32)), "TIFF", values.astype(np.float32)),
+    }
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pictures_with_more_than_eight_bits_are_scaled_by_the_levels(mode, tmp_path):
+    picture, form, values = deep_pictures()[mode]
+    assert picture.mode == mode
+    picture.save(tmp_path / "a", form)
+    grey = np.asarray(open_upright(tmp_path / "a", [-500.0, 60000.0]))
+    assert np.abs(grey[..., 0] - (values + 500.0) / 60500 * 255).max() <= 0.5 + 1e-9
+    assert (grey[..., 0] == grey[..., 1]).all()
+    assert (np.asarray(Upright([-500.0, 60000.0])(tmp_path / "a")) == grey).all()
+    assert (np.asarray(scale_levels(picture, [-500.0, 60000.0])) == grey[..., 0]).all()
+    eight = Image.fromarray(grey)
+    eight.save(tmp_path / "b", "PNG")
+    assert open_upright(tmp_path / "b", [0.0, 9.0]).tobytes() == eight.tobytes()  # others are not scaled
+
+
+def test_the_levels_are_the_extremes_of_the_usable_pictures(folder, tmp_path):
+    assert check(label(folder, "folder"), folder)[2] is None
+    deep = deep_pictures()
+    for name, (picture, form, _) in zip(
+        ("Cat/a.png", "Dog/b.tiff", "Dog/c.tiff"), deep.values(), strict=True
+    ):
+        picture.save(folder / name, form)
+    Image.fromarray(np.full((5, 5), np.nan, np.float32)).save(folder / "Cat/nan.tiff")
+    items, left_out, levels = check(label(folder, "folder"), folder)
+    assert levels == [-500.0, 60000.0]
+    assert len(items) == 7
+    assert left_out == [{"file": "Cat/nan.tiff", "reason": "holds values that are not finite numbers"}]
 
 
 def test_labels_come_from_an_expression_on_the_file_name(folder):

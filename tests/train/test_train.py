@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -190,6 +191,37 @@ def test_folders_split_like_imagenet_keep_their_split(drawn, tmp_path):
     assert train.main(arguments(data=tmp_path / "data", labels="folder", out=tmp_path / "train")) == 0
     pictures = {answer["file"][13:] for answer in read(tmp_path / "train", "validation.json")}
     assert pictures <= {path.name for path in (tmp_path / "data" / "valid").rglob("*.*")}
+
+
+def test_sixteen_bit_pictures_are_scaled_and_learnt(tmp_path):
+    noise = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for i in range(24):
+        values = noise.normal((20000, 40000)[i % 2], 1000, (40, 40)).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path / "data" / f"{'AB'[i % 2]}_{i}.png")
+    out = tmp_path / "train"
+    assert train.main(arguments(data=tmp_path / "data", bs=4, unfrozen=25, lr=3e-3, valid=0.4, out=out)) == 0
+    metrics = read(out, "metrics.json")
+    assert metrics["error_rate"] == 0
+    black, white = metrics["levels"]
+    assert black == 0
+    assert 42000 < white < 46000
+    answers = read(out, "validation.json")
+    assert all(answer["predicted"] == answer["labels"] for answer in answers)
+    script = f"""
+import json, sys
+from pathlib import Path
+from fastai.vision.all import load_learner
+train = Path({str(out)!r})
+learn = load_learner(train / "export.pkl")
+for answer in json.loads((train / "validation.json").read_text()):
+    assert learn.predict(train / answer["file"])[0] == answer["predicted"][0]
+assert "pictures" not in sys.modules
+"""
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
