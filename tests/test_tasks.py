@@ -100,7 +100,7 @@ def test_the_workflow_is_four_commands_that_meet_in_build(commands):
     assert value(train, "--arch") == "resnet50"
     assert value(train, "--labels") == r"^(.+)_\d+\.jpg$"
     assert export[:3] == shlex.split("package/export.py --train=build/pets/train --out=build/pets/model")
-    assert export[3:] == ["--precision=auto", "--device=cpu"]
+    assert export[3:] == ["--precision=auto", "--exif=upright", "--device=cpu"]
     assert archive == shlex.split("package/archive.py --model=build/pets/model --out=build/pets/model.tar.gz")
     assert test[0] == "deploy/local.py"
     assert value(test, "--model") == "build/pets/model"

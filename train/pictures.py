@@ -19,9 +19,9 @@ from PIL import Image
 
 # The formats and the size that serve/pixels.py accepts: a model should not be trained on pictures that its
 # endpoint rejects. Pillow opens the MPO files of phones as JPEG.
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 50_000_000
-HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}  # of the first box, ISO/IEC 23008-12
+HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"avif", b"avis"}  # brands, ISO/IEC 23008-12
 LEVELS_STRIP = 2**20  # pixels that scale_levels computes at a time
 
 Labels = dict[Path, str | list[str] | None]
@@ -65,8 +65,8 @@ def open_upright(picture: Path | str | bytes, levels: list[float] | None = None)
     try:
         im = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        if is_heic(picture):
-            raise ValueError("HEIC pictures cannot be read: convert them to JPEG") from None
+        if is_heif(picture if isinstance(picture, bytes) else read_head(picture)):
+            raise ValueError("HEIC and AVIF pictures cannot be read: convert them to JPEG") from None
         raise
     with im:
         if im.width * im.height > MAX_PIXELS:
@@ -81,14 +81,17 @@ def open_upright(picture: Path | str | bytes, levels: list[float] | None = None)
         return PILImage(turned.convert("RGB"))
 
 
-def is_heic(picture: Path | str | bytes) -> bool:
-    """Return whether this is an HEIC file, as iPhones write them."""
-    if not isinstance(picture, bytes):
-        with open(picture, "rb") as file:
-            return is_heic(file.read(256))
-    end = min(int.from_bytes(picture[:4], "big"), 256)
-    brands = {picture[8:12], *(picture[place : place + 4] for place in range(16, end, 4))}
-    return picture[4:8] == b"ftyp" and not HEIC_BRANDS.isdisjoint(brands)
+def is_heif(data: bytes) -> bool:
+    """Whether these are the bytes of an HEIC file, as iPhones write them, or of an AVIF file."""
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = {data[8:12], *(data[place : place + 4] for place in range(16, end, 4))}
+    return data[4:8] == b"ftyp" and not HEIF.isdisjoint(brands)
+
+
+def read_head(file: Path | str) -> bytes:
+    """Return as many bytes of a file as `is_heif` needs."""
+    with open(file, "rb") as opened:
+        return opened.read(256)
 
 
 def is_deep(picture: Image.Image) -> bool:
@@ -103,7 +106,7 @@ def scale_levels(picture: Image.Image, levels: list[float]) -> Image.Image:
     rows = max(1, LEVELS_STRIP // picture.width)
     for top in range(0, picture.height, rows):  # in strips, because the floats take 8 bytes a pixel
         strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
-        scaled = (np.asarray(strip, np.float64) - black) * (255 / (white - black))
+        scaled = (np.asarray(strip, np.float64) - black) * 255 / (white - black)
         whole = np.rint(np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255))
         grey.paste(Image.fromarray(whole.astype(np.uint8)), (0, top))
     return grey

@@ -286,7 +286,7 @@ def test_a_removed_folder_takes_its_verbs_along(copy):
     shutil.rmtree(copy / "bench")
     shutil.rmtree(copy / "cost")
     assert verbs() == [verb for verb in before if verb not in ("bench", "cost")]
-    assert len(before) == 14
+    assert len(before) == 15
     assert failure(invoke(copy, "cost")) == "no verb is called cost: `make help` lists them"
     (copy / "config/pets.yaml").write_text("project: pets\nbench:\n  unknown: 1\ncost:\n")
     assert "--out=build/pets/train" in invoke(copy, "--dry", "train").stderr

@@ -17,6 +17,7 @@ FOLDERS = [
 ]
 SCRIPTS = [
     "train/train.py",
+    "train/adopt.py",
     "train/synthetic_pets.py",
     "package/export.py",
     "package/archive.py",

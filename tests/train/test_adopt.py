@@ -379,7 +379,10 @@ def test_pictures_none_of_which_can_be_read(export, tmp_path, capsys):
     adopt.check_arguments(args)
     with pytest.raises(adopt.UsageError, match=r"no pictures in .* can be used \(a.jpg: not a picture"):
         adopt.usable_pictures(args, "single", ["a", "b"])
-    Image.new("RGB", (40, 40)).save(tmp_path / "photos/c.avif")
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos/c.webp")
     usable, left_out = adopt.usable_pictures(args, "single", ["a", "b"])
-    assert list(usable) == [tmp_path / "photos/c.avif"]
-    assert left_out[1] == {"file": "b.heic", "reason": "HEIC pictures cannot be read: convert them to JPEG"}
+    assert list(usable) == [tmp_path / "photos/c.webp"]
+    assert left_out[1] == {
+        "file": "b.heic",
+        "reason": "HEIC and AVIF pictures cannot be read: convert them to JPEG",
+    }
