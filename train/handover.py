@@ -423,7 +423,7 @@ def untouched(learn: "Learner") -> Iterator[None]:
         for one, attributes in kept:
             vars(one).clear()
             vars(one).update(attributes)
-        learn.cbs[:] = cbs
+        learn.cbs.items[:] = cbs  # the L of fastai 2.7's fastcore cannot set slices
         restore(classes)
         for module, mode in modes:
             module.training = mode

@@ -17,6 +17,7 @@ REMEDY = "call hand_over and run `invoke package` where it was trained, or use t
 START = 16  # bytes of a function's code in which RESUME stands; two bytes are an instruction
 RESUME = {151: "3.11 or 3.12", 149: "3.13", 128: "3.14"}  # opcode.opmap["RESUME"], by Python
 PRECALL = 166  # an opcode of Python 3.11 alone, before every call
+CALL, RETURN_CONST = 171, 121  # of 3.12, if there is no PRECALL: before 3.12 nothing has the number 121
 
 
 def check_file(file: Path) -> None:
@@ -126,5 +127,8 @@ def python_of(codes: list[bytes]) -> str:
     starts = {byte for code in codes for byte in code[:START:2]}
     found = next((python for opcode, python in RESUME.items() if opcode in starts), "3.10 or older")
     if found == RESUME[151]:
-        return "3.11" if any(PRECALL in code[::2] for code in codes) else "3.12"
+        opcodes = {byte for code in codes for byte in code[::2]}
+        if PRECALL in opcodes:
+            return "3.11"
+        return "3.12" if opcodes & {CALL, RETURN_CONST} else found  # without a call, both write the same
     return found
