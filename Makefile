@@ -12,9 +12,10 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.complete
 UV := uv==0.13.9
+KERNEL := fastai-sagemaker
 GIGABYTES := $(if $(filter Linux,$(shell uname)),10,4)
 
-OWN := help setup test test-local lint clean
+OWN := help setup kernel test test-local lint clean
 VERBS := $(filter-out $(OWN) $(STAMP),$(MAKECMDGOALS))
 .PHONY: $(OWN) $(VERBS)
 .NOTPARALLEL:
@@ -41,6 +42,14 @@ setup: $(STAMP) ## Make .venv with everything in requirements.lock (once; about 
 	@echo "set up: try 'make test-local', or 'source .venv/bin/activate' and 'invoke --list'"
 	@grep -qsF "$(CURDIR)/.venv" $(BIN)/activate || test -L .venv || echo "note: this folder was moved:" \
 		"make works; for 'invoke' by name, remove .venv and repeat 'make setup'"
+
+# The notebook names this kernel, so that Jupyter opens it in .venv without a question.
+kernel: $(STAMP) ## Add .venv to your Jupyter as a kernel, for train/pets.ipynb
+	@output=$$($(BIN)/python -m ipykernel install --user --name $(KERNEL) --display-name $(KERNEL) 2>&1) \
+		|| { echo "error: the kernel could not be installed: $$(printf '%s\n' "$$output" | tail -n 1)" >&2; exit 3; }; \
+		printf '%s\n' "$$output"
+	@echo "open train/pets.ipynb in Jupyter; if it asks for a kernel, choose $(KERNEL)"
+	@echo "after this folder was moved, repeat make kernel; to remove it: jupyter kernelspec remove $(KERNEL)"
 
 test: $(STAMP) ## Run the tests, in as many processes as WORKERS says
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)

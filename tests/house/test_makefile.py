@@ -1,5 +1,6 @@
 """The Makefile on machines that are not this one: moved, without venv, with an older or a newer set-up."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -45,6 +46,18 @@ def complete(folder: Path) -> None:
     (folder / ".venv/.complete").touch()
 
 
+def own_venv(folder: Path) -> Path:
+    """A .venv as Python makes it, whose packages are this one's."""
+    venv = folder / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    packages = next(venv.glob("lib/python*/site-packages"))
+    import invoke
+
+    (packages / "here.pth").write_text(str(Path(invoke.__file__).parents[1]))
+    complete(folder)
+    return venv
+
+
 def test_every_tool_is_a_module_because_scripts_of_a_moved_venv_fail():
     text = (ROOT / "Makefile").read_text()
     called = [line for line in text.splitlines() if "$(BIN)/" in line and not line.startswith("#")]
@@ -54,15 +67,8 @@ def test_every_tool_is_a_module_because_scripts_of_a_moved_venv_fail():
 
 
 def test_a_moved_checkout_works(copy):
-    """A .venv as Python makes it, whose packages are this one's, and whose scripts name another place."""
-    venv = copy / ".venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-    packages = next(venv.glob("lib/python*/site-packages"))
-    import invoke
-
-    (packages / "here.pth").write_text(str(Path(invoke.__file__).parents[1]))
+    venv = own_venv(copy)
     script(venv / "bin/invoke", "").write_text("#!/no/such/place/.venv/bin/python\n")
-    complete(copy)
     moved = copy.with_name("möved again")
     copy.rename(moved)
     done = make(moved, "train", "ARGS=--dry")
@@ -135,6 +141,45 @@ def test_a_newer_lock_installs_and_removes_nothing(copy):
     log.unlink()
     assert make(copy, "setup", "PYTHON=./python", "GIGABYTES=0").returncode == 0
     assert "-m uv" not in log.read_text()  # once
+
+
+def test_the_kernel_is_this_venv_for_this_user_only(copy, monkeypatch):
+    home = copy.with_name("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("IPYTHONDIR", str(home / "ipython"))
+    for name in ("JUPYTER_DATA_DIR", "JUPYTER_PATH", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    venv = own_venv(copy)
+    for _ in range(2):  # again replaces it
+        done = make(copy, "kernel")
+        assert (done.returncode, done.stderr) == (0, "")
+    installed, choose, remove = done.stdout.splitlines()
+    (written,) = home.rglob("kernel.json")
+    assert written.parent.name == "fastai-sagemaker"
+    assert installed == f"Installed kernelspec fastai-sagemaker in {written.parent}"
+    kernel = json.loads(written.read_text())
+    assert kernel["display_name"] == "fastai-sagemaker"
+    assert (kernel["argv"][0], kernel["argv"][-4:]) == (
+        str(venv / "bin/python"),
+        ["-m", "ipykernel_launcher", "-f", "{connection_file}"],
+    )
+    assert choose.endswith("choose fastai-sagemaker")
+    *_, command = remove.partition("to remove it: ")
+    # The command `jupyter kernelspec` is this module.
+    tool, verb, *words = command.split()[1:]
+    assert tool == "kernelspec"
+    python = [venv / "bin/python", "-m", "jupyter_client.kernelspecapp", verb, "-f", *words]
+    subprocess.run(python, check=True, capture_output=True)
+    assert not list(home.rglob("kernel.json"))
+
+
+def test_a_kernel_that_cannot_be_installed_is_one_sentence(copy, monkeypatch):
+    own_venv(copy)
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(copy / LOCK))  # a file
+    done = make(copy, "kernel")
+    assert (done.returncode, done.stdout) == (2, "")
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("error: the kernel could not be installed: NotADirectoryError: ")
 
 
 @pytest.mark.parametrize("failing", ["ruff check", "ruff format", "mypy", "nothing"])
