@@ -18,7 +18,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core
 
 # Fixtures of several files, and the group of the tests that use them.
 SHARED = {"ray_endpoint": "ray", "docker_endpoint": "docker", "docker": "docker", "endpoint": "plain"}
-LONGEST = ("bench_serving", "train", "load", "ray", "precision", "test_server", "test_export", "plain")
+LONGEST = (
+    "bench_serving",
+    "train",
+    "load",
+    "ray",
+    "notebook",
+    "precision",
+    "test_server",
+    "test_export",
+    "plain",
+)
 
 
 # --- what is made once

@@ -47,9 +47,9 @@ def expected(exact, photos) -> np.ndarray:
     """The probabilities of `learn.predict` for each of them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from export import load
+        from learner import read_learner
 
-        learn = load(exact / "train" / "export.pkl")
+        learn = read_learner(exact / "train" / "export.pkl")
         return np.stack([learn.predict(photo)[2].numpy() for photo in photos])
 
 
