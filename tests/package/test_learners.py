@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from learners import KINDS, UPRIGHT, kind, loaders, network, package, rejected, spec
+from learners import KINDS, UPRIGHT, kind, loaders, network, package, rejected, save, spec
 from PIL import Image
 
 import inference
 import synthetic_pets
 from handover import hand_over
+from pictures import Upright
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -27,6 +28,7 @@ with warnings.catch_warnings():
         DataBlock,
         EarlyStoppingCallback,
         ImageBlock,
+        IntToFloatTensor,
         Learner,
         MaskBlock,
         MixUp,
@@ -306,6 +308,25 @@ def test_a_learner_that_rotates_is_not_packaged_to_ignore_exif(rotated, refusal)
     assert "rotates pictures by their EXIF: leave out --exif ignore" in refusal(
         classifier(dls), "--exif", "ignore", code=1
     )
+
+
+def test_pictures_of_16_bits_are_scaled_as_in_training(tmp_path):
+    noise, files = np.random.default_rng(0), []
+    for i in range(12):
+        values = noise.normal(20_000 * (1 + i % 2), 2_000, (40, 50)).astype(np.uint16)
+        files.append(tmp_path / f"{PETS[i % 2]}_{i}.png")
+        Image.fromarray(values).save(files[-1])
+    levels = [0, 48_000]
+    block = TransformBlock(type_tfms=Upright(levels), batch_tfms=IntToFloatTensor)
+    learn = classifier(loaders(files, (block, KINDS)))
+    train = save(tmp_path / "train", learn, files)
+    metrics = json.loads((train / "metrics.json").read_text())
+    (train / "metrics.json").write_text(json.dumps(metrics | {"levels": levels}))
+    facts = spec(package(train, tmp_path / "model"))
+    assert facts["input"]["levels"] == levels
+    assert facts["parity"]["max_difference"] < 1e-5
+    pixels = inference.to_pixels(inference.open_picture(files[1].read_bytes()), facts["input"])
+    assert abs(pixels.mean() - 255 * 40_000 / 48_000) < 2  # without levels it would be white
 
 
 def test_odd_labels(pictures, packed):
