@@ -10,6 +10,7 @@ Python or torch can end a process without a message.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import platform
@@ -264,6 +265,17 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError(f"--pictures {args.pictures}: there is no such folder")
     if not pictures.find(args.pictures):
         raise UsageError(f"there are no pictures in {args.pictures}: nothing could be proven")
+    if is_trained(args.out):
+        text = "holds what `invoke train` trained: name another project, such as INVOKE_PROJECT=mine"
+        raise UsageError(f"--out {args.out} {text}, or remove that folder")
+
+
+def is_trained(folder: Path) -> bool:
+    """Return whether train.py wrote this folder: hours of training that nobody wants to lose by a default."""
+    try:
+        return "arguments" in json.loads((folder / "metrics.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -132,6 +132,15 @@ def test_pictures_without_labels_leave_accuracy_unknown(export, photos, tmp_path
     assert all(entry["labels"] is None for entry in read(tmp_path, "split")["valid"])
 
 
+def test_a_result_of_training_is_not_replaced(export, photos, tmp_path, capsys):
+    out = tmp_path / "build/mine/train"
+    out.mkdir(parents=True)
+    (out / "metrics.json").write_text('{"arguments": {"epochs": 8}}')
+    assert adopt.main(command(export, photos, tmp_path)) == 2
+    assert "train holds what `invoke train` trained: name another project" in capsys.readouterr().err
+    assert [file.name for file in out.parent.rglob("*")] == ["train", "metrics.json"]
+
+
 def in_process(learn, photos, tmp_path, labels):
     """Adopt without another process."""
     learn.export(tmp_path / "export.pkl")
