@@ -9,6 +9,7 @@ agree with `learn.predict` on every one. Faster arithmetic than fp32 is used onl
 
 import argparse
 import importlib
+import io
 import json
 import logging
 import platform
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -30,7 +31,8 @@ from quantize import digests
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
-    from torch import nn
+    from onnx import ModelProto
+    from torch import Tensor, nn
 
 SERVE = Path(__file__).resolve().parents[1] / "serve"
 OUTPUTS = {
@@ -42,6 +44,8 @@ OUTPUTS = {
 }
 CHANNELS = {"RGB": 3, "L": 1}  # by Pillow's mode
 FIRST = "run `invoke train` first, or for a Learner out of a notebook `invoke adopt` (train/README.md)"
+FIXED_BATCH = "the model has a fixed batch size: make it use x.shape[0] instead"
+OPSET = 18  # of ONNX: what the exporter of torch 2.9 and later writes
 MAX_MASK_CLASSES = 255  # a mask is a PNG of one byte for each pixel, in which 255 is none
 
 
@@ -275,29 +279,60 @@ def write_graph(graph: "nn.Module", spec: dict, path: Path) -> None:
     import torch
 
     example = torch.zeros((2, *spec["input"]["shape"][1:]), dtype=torch.uint8)
+    names = {"input_names": ["pictures"], "output_names": [OUTPUTS[spec["task"]]]}
+    older = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 9)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision operators not used here
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
-            program = torch.onnx.export(
-                graph,
-                (example,),
-                input_names=["pictures"],
-                output_names=[OUTPUTS[spec["task"]]],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                verbose=False,
-            )
+            model = (trace_graph if older else translate_graph)(graph, example, names)
+    except ExportError:
+        raise
     except Exception as error:
         cause = one_line(error.__cause__ or error)
         raise ExportError(f"torch cannot write the model as ONNX: {cause}") from None
-    assert program is not None  # torch returns None only with dynamo=False
-    model = program.model_proto
-    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
-        raise ExportError("the model has a fixed batch size: make it use x.shape[0] instead")
     for node in model.graph.node:  # the exporter records the paths of this machine's source files
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     onnx.save(model, path)
+
+
+def translate_graph(graph: "nn.Module", example: "Tensor", names: dict) -> "ModelProto":
+    """The graph as ONNX, for any batch size. Raises ExportError if the model allows only one."""
+    import torch
+
+    any_batch = ({0: torch.export.Dim("batch")},)
+    program = torch.onnx.export(graph, (example,), dynamic_shapes=any_batch, verbose=False, **names)
+    assert program is not None  # torch returns None only with dynamo=False
+    if not program.model_proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise ExportError(FIXED_BATCH)
+    return program.model_proto
+
+
+def trace_graph(graph: "nn.Module", example: "Tensor", names: dict) -> "ModelProto":
+    """The same by the exporter that was torch's default before 2.9; the newer one of torch 2.5 fails here.
+
+    It does not notice a fixed batch size.
+    """
+    import onnx
+    import onnxruntime
+    import torch.onnx.utils
+
+    file = io.BytesIO()
+    any_batch = {name: {0: "batch"} for name in names["input_names"] + names["output_names"]}
+    torch.onnx.utils.export(
+        graph,
+        (example,),
+        file,  # type: ignore[arg-type]
+        dynamic_axes=any_batch,
+        opset_version=OPSET,
+        **names,
+    )
+    with suppress(Exception):  # of a graph for two pictures
+        session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+        if len(session.run(None, {"pictures": example[:1].numpy()})[0]) == 1:
+            return onnx.load_from_string(file.getvalue())
+    raise ExportError(FIXED_BATCH)
 
 
 def copy_code(code: Path, folder: Path, device: str) -> None:

@@ -4,7 +4,7 @@
 
     hand_over(learn, "build/pets/train")
 
-It needs fastai (2.7 or 2.8) and what fastai brings. train.py and adopt.py write the same files by it.
+It needs fastai 2.8 and what fastai brings, or fastai 2.7 and cloudpickle. train.py and adopt.py write the same files by it.
 package/learner.py has the same functions from LearnerError to one_line: tests/house/ compares them.
 """
 
@@ -25,6 +25,7 @@ from copy import deepcopy
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from types import MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -523,8 +524,8 @@ def export(learn: "Learner", file: Path) -> None:
     learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, CSVLogger)])  # their open file has no pickle
     try:
         with saving():
-            learn.export(file)
-    except OSError:
+            learn.export(file, pickle_module=pickler())
+    except (OSError, LearnerError):
         raise
     except Exception as error:  # pickling raises many kinds
         culprit = unpicklable(learn, "learn", {id(learn)})
@@ -535,6 +536,28 @@ def export(learn: "Learner", file: Path) -> None:
             file
         ):  # else only what export does afterwards, to the optimizer, has failed
             raise LearnerError(f"learn.export() fails: {one_line(error)}") from None
+
+
+def pickler() -> Any:
+    """Return cloudpickle, which fastai 2.8 itself uses, in a form that fits fastai 2.7 too. LearnerError.
+
+    Its pickle would lack a notebook's own functions. cloudpickle copies methods of classes such as
+    PILImage.create with their code, whose annotations fastcore 1.7 cannot resolve then: here by their name.
+    """
+    try:
+        import cloudpickle
+    except ImportError:
+        raise LearnerError("fastai 2.7 does not bring cloudpickle: run `pip install cloudpickle`") from None
+
+    class Pickler(cloudpickle.Pickler):
+        def reducer_override(self, thing: Any) -> Any:
+            if isinstance(thing, MethodType) and getattr(thing.__self__, thing.__name__, None) == thing:
+                return getattr, (thing.__self__, thing.__name__)
+            return super().reducer_override(thing)
+
+    module = ModuleType("cloudpickle")
+    vars(module)["Pickler"] = Pickler
+    return module
 
 
 def unpicklable(thing: Any, name: str, seen: "set[int]") -> "str | None":

@@ -18,6 +18,7 @@ import pytest
 from learners import KINDS, UPRIGHT, content, edited, kind, loaders, network, package, rejected, save, spec
 from PIL import Image
 
+import export
 import inference
 import reporting
 import synthetic_pets
@@ -314,6 +315,30 @@ def test_a_learner_without_resize_is_rejected(photos, refusal):
 )
 def test_a_model_that_does_not_fit_is_rejected(photos, refusal, model, message):
     assert message in refusal(Learner(loaders(photos), model, loss_func=CrossEntropyLossFlat()), code=2)
+
+
+@pytest.fixture
+def older_torch(monkeypatch):
+    """As with torch before 2.9, of which this torch still has the exporter."""
+    monkeypatch.setattr(export, "translate_graph", export.trace_graph)
+
+
+@pytest.mark.usefixtures("older_torch")
+def test_the_exporter_of_older_torch_writes_the_same_for_any_batch(project, tmp_path):
+    model = package(project / "train", tmp_path / "model")
+    assert spec(model)["parity"]["max_difference"] < 1e-5
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), np.uint8)
+    traced, translated = (
+        onnxruntime.InferenceSession(folder / "model.onnx").run(None, {"pictures": pixels})[0]
+        for folder in (model, project / "model")
+    )
+    np.testing.assert_allclose(traced, translated, atol=1e-5)
+
+
+@pytest.mark.usefixtures("older_torch")
+def test_the_exporter_of_older_torch_rejects_a_fixed_batch(photos, refusal):
+    message = refusal(Learner(loaders(photos), FixedBatch(), loss_func=CrossEntropyLossFlat()), code=2)
+    assert "the model has a fixed batch size" in message
 
 
 @pytest.fixture
