@@ -539,10 +539,11 @@ def export(learn: "Learner", file: Path) -> None:
 
 
 def pickler() -> Any:
-    """Return cloudpickle, which fastai 2.8 itself uses, in a form that fits fastai 2.7 too. LearnerError.
+    """Return cloudpickle in a form that fits fastai 2.7, too. Raises LearnerError if it is not installed.
 
-    Its pickle would lack a notebook's own functions. cloudpickle copies methods of classes such as
-    PILImage.create with their code, whose annotations fastcore 1.7 cannot resolve then: here by their name.
+    fastai 2.8 itself uses cloudpickle. The pickle of 2.7 would lack a notebook's own functions. cloudpickle
+    copies the code of PILImage.create and the like, whose annotations fastcore 1.7 cannot resolve then: here
+    they are named.
     """
     try:
         import cloudpickle
@@ -551,7 +552,7 @@ def pickler() -> Any:
 
     class Pickler(cloudpickle.Pickler):
         def reducer_override(self, thing: Any) -> Any:
-            if isinstance(thing, MethodType) and getattr(thing.__self__, thing.__name__, None) == thing:
+            if isinstance(thing, MethodType) and isinstance(thing.__self__, type):
                 return getattr, (thing.__self__, thing.__name__)
             return super().reducer_override(thing)
 
