@@ -45,7 +45,7 @@ OUTPUTS = {
 CHANNELS = {"RGB": 3, "L": 1}  # by Pillow's mode
 FIRST = "run `invoke train` first, or for a Learner out of a notebook `invoke adopt` (train/README.md)"
 FIXED_BATCH = "the model has a fixed batch size: make it use x.shape[0] instead"
-OPSET = 18  # of ONNX: what the exporter of torch 2.9 and later writes
+OPSET = 18  # of ONNX, for the older exporter: what the newer one of torch 2.10 writes
 MAX_MASK_CLASSES = 255  # a mask is a PNG of one byte for each pixel, in which 255 is none
 
 
@@ -120,6 +120,7 @@ def export(args: argparse.Namespace) -> tuple[dict, dict[str, float]]:
 
     Raises ExportError (wrong or missing files, other versions), LearnerError or DifferentError.
     """
+    warnings.filterwarnings("ignore", "`torch.jit.script`")  # torch 2.15 warns of what fastai and timm use
     import torch
 
     metrics, pictures = read_training(args.train)

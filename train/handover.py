@@ -4,8 +4,9 @@
 
     hand_over(learn, "build/pets/train")
 
-It needs fastai 2.8 and what fastai brings, or fastai 2.7 and cloudpickle. train.py and adopt.py write the same files by it.
-package/learner.py has the same functions from LearnerError to one_line: tests/house/ compares them.
+It needs fastai 2.8 and what fastai brings, or fastai 2.7 and cloudpickle. train.py and adopt.py write the
+same files by it. package/learner.py has the same functions from LearnerError to one_line: tests/house/
+compares them.
 """
 
 import errno
