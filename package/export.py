@@ -45,7 +45,7 @@ OUTPUTS = {
 CHANNELS = {"RGB": 3, "L": 1}  # by Pillow's mode
 FIRST = "run `invoke train` first, or for a Learner out of a notebook `invoke adopt` (train/README.md)"
 FIXED_BATCH = "the model has a fixed batch size: make it use x.shape[0] instead"
-OPSET = 18  # of ONNX, for the older exporter: what the newer one of torch 2.10 writes
+OPSET = 18  # of ONNX, for the older exporter: tried with torch 2.5, 2.6, 2.8 and 2.10
 MAX_MASK_CLASSES = 255  # a mask is a PNG of one byte for each pixel, in which 255 is none
 
 

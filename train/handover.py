@@ -543,8 +543,8 @@ def pickler() -> Any:
     """Return cloudpickle in a form that fits fastai 2.7, too. Raises LearnerError if it is not installed.
 
     fastai 2.8 itself uses cloudpickle. The pickle of 2.7 would lack a notebook's own functions. cloudpickle
-    copies the code of PILImage.create and the like, whose annotations fastcore 1.7 cannot resolve then: here
-    they are named.
+    copies the code of methods of classes, such as PILImage.create, whose annotations fastcore 1.7 cannot
+    resolve then: here they are named.
     """
     try:
         import cloudpickle

@@ -1,7 +1,9 @@
 """handover.py: notebooks' Learners of every kind become what packaging reads, and stay as they were."""
 
 import ast
+import io
 import json
+import pickle
 import random
 import resource
 import shutil
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cloudpickle
 import fastai.vision.all as fv
 import numpy as np
 import pandas as pd
@@ -508,3 +511,19 @@ def test_half_precision_weights_and_sixteen_bit_pictures(tmp_path, capsys):
     assert "note: 4 of the validation pictures have more than 8 bits a pixel" in capsys.readouterr().out
     assert {weights.dtype for weights in learn.model.parameters()} == {torch.float16}
     assert len(read(out, "validation.json")) == 4
+
+
+def test_methods_of_classes_are_pickled_by_their_name():
+    """fastai 2.7 cannot run copies of their code, which cloudpickle would make."""
+    for dump, copied in ((cloudpickle.Pickler, True), (handover.pickler().Pickler, False)):
+        file = io.BytesIO()
+        dump(file).dump(fv.PILImage.create)
+        assert (b"CodeType" in file.getvalue()) == copied
+    assert pickle.loads(file.getvalue()) == fv.PILImage.create
+
+
+def test_without_cloudpickle_hand_over_says_so(drawn, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(LearnerError, match="run `pip install cloudpickle`"):
+        hand_over(learner(loaders(drawn)), tmp_path / "train")
+    assert not list(tmp_path.iterdir())
