@@ -8,7 +8,7 @@ agree with `learn.predict` on every one. Faster arithmetic than fp32 is used onl
 """
 
 import argparse
-import importlib
+import importlib.util
 import io
 import json
 import logging
@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, NoReturn
 from learner import CLASSIFIERS, LearnerError, as_item, find_task, one_line, read_learner
 from parity import DifferentError, check_parity, handlers
 from precision import CANDIDATES, choose
-from precision_report import show
 from quantize import digests
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ OUTPUTS = {
 }
 CHANNELS = {"RGB": 3, "L": 1}  # by Pillow's mode
 FIRST = "run `invoke train` first, or for a Learner out of a notebook `invoke adopt` (train/README.md)"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "rich")  # fastai brings the others
 FIXED_BATCH = "the model has a fixed batch size: make it use x.shape[0] instead"
 OPSET = 18  # of ONNX, for the older exporter: tried with torch 2.5, 2.6, 2.8 and 2.10
 MAX_MASK_CLASSES = 255  # a mask is a PNG of one byte for each pixel, in which 255 is none
@@ -100,6 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped; {args.out} is as it was", file=sys.stderr)
         return 130
+    from precision_report import show  # needs rich, which check_packages has found
+
     show(spec, ms)
     print(f"{args.out}: {summary(spec)}")
     return 0
@@ -120,6 +122,7 @@ def export(args: argparse.Namespace) -> tuple[dict, dict[str, float]]:
 
     Raises ExportError (wrong or missing files, other versions), LearnerError or DifferentError.
     """
+    check_packages()
     warnings.filterwarnings("ignore", "`torch.jit.script`")  # torch 2.15 warns of what fastai and timm use
     import torch
 
@@ -138,6 +141,13 @@ def export(args: argparse.Namespace) -> tuple[dict, dict[str, float]]:
         ms = choose(args.train, folder, spec, args.precision, args.device)
         write_json(folder / "model.json", spec)
     return spec, ms
+
+
+def check_packages() -> None:
+    """Raise ExportError if the environment that trained lacks what packaging needs besides."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"packaging needs {', '.join(missing)}: run `pip install {' '.join(missing)}`")
 
 
 def read_training(train: Path) -> tuple[dict, list[Path]]:
@@ -311,7 +321,7 @@ def translate_graph(graph: "nn.Module", example: "Tensor", names: dict) -> "Mode
 
 
 def trace_graph(graph: "nn.Module", example: "Tensor", names: dict) -> "ModelProto":
-    """The same by the exporter that was torch's default before 2.9; the newer one of torch 2.5 fails here.
+    """The same by the exporter that was the default before torch 2.9; the newer one of 2.5 and 2.6 fails.
 
     It does not notice a fixed batch size.
     """

@@ -317,6 +317,13 @@ def test_a_model_that_does_not_fit_is_rejected(photos, refusal, model, message):
     assert message in refusal(Learner(loaders(photos), model, loss_func=CrossEntropyLossFlat()), code=2)
 
 
+def test_packages_that_are_not_installed_are_named(tmp_path, capsys, monkeypatch):
+    for name in ("onnx", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
+    message = rejected(capsys, tmp_path / "train", tmp_path / "model", code=2)
+    assert message == "error: packaging needs onnx, openvino: run `pip install onnx openvino`\n"
+
+
 @pytest.fixture
 def older_torch(monkeypatch):
     """As with torch before 2.9, of which this torch still has the exporter."""
