@@ -147,7 +147,7 @@ def find_task(learn: "Learner") -> tuple[str, float | None]:
     scores = torch.tensor([[0.0, 1.0, 0.0]])
     with suppress(Exception):  # any kind, from a loss of the user's own
         decoded = loss.decodes(loss.activation(scores))
-        if target == "number" and torch.equal(decoded, scores):
+        if target == "number" and decoded.dtype == scores.dtype and torch.equal(decoded, scores):
             return "regression", None
         if target != "number" and decoded.dtype == torch.bool:
             return "multi", float(loss.thresh)
@@ -157,7 +157,8 @@ def find_task(learn: "Learner") -> tuple[str, float | None]:
         return "regression", None
     name = getattr(loss, "__name__", type(loss).__name__)
     if target == "number":
-        raise LearnerError(f"the loss {name} is for classes, but the labels are numbers: use a CategoryBlock")
+        blocks = "CategoryBlock or MultiCategoryBlock"
+        raise LearnerError(f"the loss {name} is for classes, but the labels are numbers: use a {blocks}")
     raise LearnerError(
         f"the loss {name} does not define which label wins: train with one for classes, "
         "such as fastai's CrossEntropyLossFlat or BCEWithLogitsLossFlat"
@@ -243,7 +244,7 @@ def place(learn: "Learner", picture: "Image.Image") -> tuple[float, float, float
     shown, corners = PILImage(picture), [[-1.0, -1.0], [1.0, 1.0]]
     for tfm in learn.dls.valid.after_item:
         if not isinstance(tfm, ToTensor | PointScaler) and tfm.split_idx != 0:
-            points = TensorPoint(corners, img_size=shown.size)
+            points = TensorPoint(corners, sz=shown.size)  # sz, because fastai does not update img_size
             with centred(learn):
                 shown, points = compose_tfms((shown, points), [tfm], split_idx=1)
             corners = points.tolist()
@@ -812,8 +813,14 @@ def save_mask(
     import numpy as np
     from PIL import Image
 
+    names = class_names(learn)
     if classes.max() >= UNSEEN:
         raise LearnerError(f"the mask has more than {UNSEEN} classes: only that many can be packaged")
+    if classes.max() >= len(names):
+        text = (
+            f"the model predicts class number {classes.max()}, but MaskBlock's codes have {len(names)} names"
+        )
+        raise LearnerError(f"{text}: name every class of the model")
 
     def nearest(start: float, end: float, pixels: int, cells: int) -> Any:
         return np.floor((np.arange(pixels) + 0.5 - start) / (end - start) * cells).astype(int)
@@ -828,7 +835,6 @@ def save_mask(
     mask = np.full((size[1], size[0]), UNSEEN, np.uint8)
     mask[np.ix_(seen_rows, seen_columns)] = classes[np.ix_(rows[seen_rows], columns[seen_columns])]
     numbers, counts = np.unique(mask[mask != UNSEEN], return_counts=True)
-    names = class_names(learn)
     largest_first = sorted(zip(counts.tolist(), numbers.tolist(), strict=True), key=lambda pair: -pair[0])
     shares = {names[number]: round(count / counts.sum(), 6) for count, number in largest_first}
     if file is None:

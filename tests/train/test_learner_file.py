@@ -1,4 +1,5 @@
 import pytest
+
 from learner_file import python_of
 
 STORES_311 = b"\x97\x00|\x02|\x00_\x00\x00\x00\x00\x00\x00\x00\x00\x00d\x00S\x00"
@@ -20,5 +21,5 @@ CALLS_312 = b"\x97\x00t\x01" + bytes(8) + b"|\x00\xab\x01" + bytes(6) + b"S\x00"
     ],
 )
 def test_which_python_compiled_functions_without_and_with_calls(codes, python):
-    """`def f(self, x, y): self.a = y`, `def f(x): return x + 1` and `def f(x): return len(x)`, as compiled."""
+    """`def f(self, x, y): self.a = y`, `def f(x): return x + 1` and `def f(x): return len(x)`."""
     assert python_of(codes) == python
