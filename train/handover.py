@@ -291,7 +291,7 @@ def hand_over(learn: "Learner", folder: "str | Path") -> Path:
 
 def next_command(folder: Path) -> str:
     """Say what to run after hand_over."""
-    if folder.name == "train" and folder.parents[1].name == "build":
+    if folder.name == "train" and folder.parent.parent.name == "build":
         return f"next, in the repository: INVOKE_PROJECT={folder.parent.name} invoke package"
     return "next: copy the folder to build/NAME/train in the repository: INVOKE_PROJECT=NAME invoke package"
 
@@ -543,7 +543,10 @@ def unpicklable(thing: Any, name: str, seen: "set[int]") -> "str | None":
 
     None if it can be, or only what was seen before cannot.
     """
-    import cloudpickle
+    try:
+        import cloudpickle as pickler
+    except ImportError:  # fastai 2.7 does not need it
+        import pickle as pickler
 
     parts = list(thing.items()) if isinstance(thing, dict) else []
     if isinstance(thing, list | tuple):
@@ -556,7 +559,7 @@ def unpicklable(thing: Any, name: str, seen: "set[int]") -> "str | None":
     for key, part in parts:
         if id(part) not in seen:
             try:
-                cloudpickle.dumps(part)
+                pickler.dumps(part)
                 continue
             except Exception:
                 seen.add(id(part))
@@ -731,7 +734,11 @@ def save_answers(
         mask = folder / "masks" / f"{i:03d}.png" if task == "segmentation" else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metrics, which have no labels here
-            answer = ask(learn, task, threshold, file, mask)
+            try:
+                answer = ask(learn, task, threshold, file, mask)
+            except LearnerError as error:  # not with the copy's path, which is removed now
+                name = str(picture) if isinstance(picture, Path) else file.name
+                raise LearnerError(str(error).replace(str(file), name)) from None
         entries.append(entry(file, labels, folder) | answer)
     return entries
 
