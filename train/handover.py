@@ -280,7 +280,8 @@ def hand_over(learn: "Learner", folder: "str | Path") -> Path:
         scores = measure(learn)
         facts = write_learner(learn, new, model_name(learn))
         sizes = {"train_pictures": len(learn.dls.train_ds), "valid_pictures": valid_size(learn)}
-        write_json(new / "metrics.json", facts | scores | sizes | {"versions": versions()})
+        scores.pop("levels", None)  # a metric must not replace what later stages read
+        write_json(new / "metrics.json", facts | scores | facts | sizes | {"versions": versions()})
         notes = clipping_note(new)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if isinstance(value, float))
     print(f"{facts['task']}: {shown} on {sizes['valid_pictures']} validation pictures")
@@ -833,10 +834,8 @@ def save_mask(
         return np.floor((np.arange(pixels) + 0.5 - start) / (end - start) * cells).astype(int)
 
     left, top, right, bottom = box
-    rows, columns = (
-        nearest(top, bottom, size[1], len(classes)),
-        nearest(left, right, size[0], len(classes[0])),
-    )
+    rows = nearest(top, bottom, size[1], len(classes))
+    columns = nearest(left, right, size[0], len(classes[0]))
     seen_rows = (rows >= 0) & (rows < len(classes))
     seen_columns = (columns >= 0) & (columns < len(classes[0]))
     mask = np.full((size[1], size[0]), UNSEEN, np.uint8)

@@ -462,6 +462,18 @@ def test_a_learner_that_fails_on_a_single_picture(drawn, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_metrics_with_the_names_of_other_facts_do_not_replace_them(drawn, tmp_path):
+    def levels(predictions, targets):
+        return torch.tensor(0.5)
+
+    def classes(predictions, targets):
+        return torch.tensor(0.5)
+
+    out = hand_over(learner(loaders(drawn), metrics=[levels, classes]), tmp_path / "train")
+    metrics = read(out, "metrics.json")
+    assert (metrics["classes"], "levels" in metrics) == (list(synthetic_pets.PETS), False)
+
+
 @pytest.mark.parametrize("folder", ["/train", "/build/train", "/data/mine"])
 def test_a_folder_without_a_project_gets_one(folder):
     assert handover.next_command(Path(folder)).startswith("next: copy the folder to build/NAME/train")
