@@ -268,8 +268,10 @@ def build_graph(learn: "Learner", spec: dict, pictures: list[Path]) -> "nn.Modul
     (height, width, channels), labels = spec["input"]["shape"][1:], len(spec["labels"])
     try:
         graph = Graph(learn, spec["task"], (height, width), partial(is_idle, learn, pictures)).eval()
+        black = torch.zeros((2, height, width, channels), dtype=torch.uint8)
         with torch.no_grad():
-            shape = tuple(graph(torch.zeros((2, height, width, channels), dtype=torch.uint8)).shape)
+            shape = tuple(graph(black).shape)
+            scores = graph.scores(black)
     except LearnerError:
         raise
     except Exception as error:  # a model can raise any kind
@@ -281,6 +283,9 @@ def build_graph(learn: "Learner", spec: dict, pictures: list[Path]) -> "nn.Modul
             f"the model's output for two pictures has the shape {shape}, not one number for each of "
             f"{labels} labels: give it {labels} outputs (n_out)"
         )
+    if spec["task"] == "segmentation" and scores.ndim == 4 and scores.shape[1] > labels:
+        text = f"the model has {scores.shape[1]} classes, but MaskBlock's codes have {labels} names"
+        raise ExportError(f"{text}: name every class of the model")
     return graph
 
 

@@ -90,10 +90,12 @@ def decide(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
 def margins(probabilities: np.ndarray, threshold: float | None) -> np.ndarray:
     """How far each answer is from another one, 0 to 1; (pictures, labels) to (pictures,).
 
-    With one label, the best probability minus the second; with several, twice the smallest distance of a
-    probability from the threshold. `margin` in train/handover.py is the same.
+    With one label, the best probability minus the second, 1 if there is no second; with several, twice the
+    smallest distance of a probability from the threshold. `margin` in train/handover.py is the same.
     """
     if threshold is not None:
         return 2 * abs(probabilities - threshold).min(1)
+    if probabilities.shape[1] < 2:
+        return np.ones(len(probabilities))
     best = np.sort(probabilities, 1)
     return best[:, -1] - best[:, -2]

@@ -130,7 +130,7 @@ def find_task(learn: "Learner") -> tuple[str, float | None]:
     scores = torch.tensor([[0.0, 1.0, 0.0]])
     with suppress(Exception):  # any kind, from a loss of the user's own
         decoded = loss.decodes(loss.activation(scores))
-        if target == "number" and torch.equal(decoded, scores):
+        if target == "number" and decoded.dtype == scores.dtype and torch.equal(decoded, scores):
             return "regression", None
         if target != "number" and decoded.dtype == torch.bool:
             return "multi", float(loss.thresh)
@@ -140,7 +140,8 @@ def find_task(learn: "Learner") -> tuple[str, float | None]:
         return "regression", None
     name = getattr(loss, "__name__", type(loss).__name__)
     if target == "number":
-        raise LearnerError(f"the loss {name} is for classes, but the labels are numbers: use a CategoryBlock")
+        blocks = "CategoryBlock or MultiCategoryBlock"
+        raise LearnerError(f"the loss {name} is for classes, but the labels are numbers: use a {blocks}")
     raise LearnerError(
         f"the loss {name} does not define which label wins: train with one for classes, "
         "such as fastai's CrossEntropyLossFlat or BCEWithLogitsLossFlat"
@@ -226,7 +227,7 @@ def place(learn: "Learner", picture: "Image.Image") -> tuple[float, float, float
     shown, corners = PILImage(picture), [[-1.0, -1.0], [1.0, 1.0]]
     for tfm in learn.dls.valid.after_item:
         if not isinstance(tfm, ToTensor | PointScaler) and tfm.split_idx != 0:
-            points = TensorPoint(corners, img_size=shown.size)
+            points = TensorPoint(corners, sz=shown.size)  # sz, because fastai does not update img_size
             with centred(learn):
                 shown, points = compose_tfms((shown, points), [tfm], split_idx=1)
             corners = points.tolist()

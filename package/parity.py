@@ -64,9 +64,14 @@ def advise(learn: "Learner", spec: dict, picture: Path) -> str:
     from PIL import Image
 
     ignored = spec["input"].get("exif") == "ignore"
-    with Image.open(picture) as stored:
-        rotated = stored.getexif().get(ORIENTATION, 1) > 1
-        unrotated = stored.convert(spec["input"]["mode"])
+    try:
+        with Image.open(picture) as stored:
+            rotated = stored.getexif().get(ORIENTATION, 1) > 1
+            unrotated = stored.convert(spec["input"]["mode"])
+    except OSError:  # an array, or a format that only the Learner's own function reads
+        return (
+            "save the pictures as PNG or JPEG and train on these, because the endpoint reads no other files"
+        )
     opened = as_item(learn, picture)[1]
     same = opened.size == unrotated.size and opened.tobytes() == unrotated.tobytes()
     if rotated and same and not ignored:

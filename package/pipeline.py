@@ -181,7 +181,7 @@ class Graph(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Pixels in Pillow's order, uint8 (N, H, W, C)."""
-        scores = self.model(self.before(pictures.permute(0, 3, 1, 2).float()))
+        scores = self.scores(pictures)
         if self.task == "regression":
             return scores.flatten(1) if scores.ndim > 1 else scores[:, None]
         if self.task == "points":
@@ -191,6 +191,10 @@ class Graph(nn.Module):
             classes = self.loss.decodes(probabilities)
             return classes.reshape(scores.shape[0], *scores.shape[-2:]).float()
         return probabilities
+
+    def scores(self, pictures: torch.Tensor) -> torch.Tensor:
+        """What the model itself returns; of a mask (N, classes, height, width)."""
+        return self.model(self.before(pictures.permute(0, 3, 1, 2).float()))
 
 
 class GlobalMax(nn.Module):

@@ -181,7 +181,8 @@ def output_fn(prediction: Prediction, accept: str = "") -> tuple[bytes, str]:
         np.save(out, prediction.outputs, allow_pickle=False)
         return out.getvalue(), content_type
     if content_type == PNG:
-        png = mask_png(prediction.outputs[0], check_prediction(prediction.outputs[0], prediction.places[0]))
+        place = check_prediction(prediction.outputs[0], prediction.places[0], prediction.model)
+        png = mask_png(prediction.outputs[0], place)
         check_answer(len(png))
         return png, content_type
     texts = encode(prediction)
@@ -387,7 +388,7 @@ def encode(prediction: Prediction) -> list[str]:
     size = 0
     for output, result in zip(prediction.outputs, prediction.places, strict=True):
         try:
-            place = check_prediction(output, result)
+            place = check_prediction(output, result, model)
             answer = describe(output, model.task, model.labels, model.threshold, place, top_k)
         except RequestError as error:
             if not several:
@@ -399,12 +400,20 @@ def encode(prediction: Prediction) -> list[str]:
     return texts
 
 
-def check_prediction(output: np.ndarray, place: Place | RequestError) -> Place:
-    """The place, if there is an answer for it. Raises RequestError: 500 for numbers that JSON cannot hold."""
+def check_prediction(output: np.ndarray, place: Place | RequestError, model: Model) -> Place:
+    """The place, if there is an answer for it.
+
+    Raises RequestError: 500 for numbers that JSON cannot hold, and for a mask's class that has no name.
+    """
     if isinstance(place, RequestError):
         raise place
     if not np.isfinite(output).all():
         text = "the model gives no finite number for this picture: send another, or package it as exact"
+        raise RequestError(500, "internal", text)
+    if model.task == "segmentation" and output.max() >= len(model.labels):
+        text = (
+            f"the model's class number {output.max():.0f} has no name: package it with a name for each class"
+        )
         raise RequestError(500, "internal", text)
     return place
 

@@ -149,7 +149,7 @@ def find_task(learn: "Learner") -> tuple[str, float | None]:
     scores = torch.tensor([[0.0, 1.0, 0.0]])
     with suppress(Exception):  # any kind, from a loss of the user's own
         decoded = loss.decodes(loss.activation(scores))
-        if target == "number" and torch.equal(decoded, scores):
+        if target == "number" and decoded.dtype == scores.dtype and torch.equal(decoded, scores):
             return "regression", None
         if target != "number" and decoded.dtype == torch.bool:
             return "multi", float(loss.thresh)
@@ -159,7 +159,8 @@ def find_task(learn: "Learner") -> tuple[str, float | None]:
         return "regression", None
     name = getattr(loss, "__name__", type(loss).__name__)
     if target == "number":
-        raise LearnerError(f"the loss {name} is for classes, but the labels are numbers: use a CategoryBlock")
+        blocks = "CategoryBlock or MultiCategoryBlock"
+        raise LearnerError(f"the loss {name} is for classes, but the labels are numbers: use a {blocks}")
     raise LearnerError(
         f"the loss {name} does not define which label wins: train with one for classes, "
         "such as fastai's CrossEntropyLossFlat or BCEWithLogitsLossFlat"
@@ -245,7 +246,7 @@ def place(learn: "Learner", picture: "Image.Image") -> tuple[float, float, float
     shown, corners = PILImage(picture), [[-1.0, -1.0], [1.0, 1.0]]
     for tfm in learn.dls.valid.after_item:
         if not isinstance(tfm, ToTensor | PointScaler) and tfm.split_idx != 0:
-            points = TensorPoint(corners, img_size=shown.size)
+            points = TensorPoint(corners, sz=shown.size)  # sz, because fastai does not update img_size
             with centred(learn):
                 shown, points = compose_tfms((shown, points), [tfm], split_idx=1)
             corners = points.tolist()
@@ -281,7 +282,8 @@ def hand_over(learn: "Learner", folder: "str | Path") -> Path:
         scores = measure(learn)
         facts = write_learner(learn, new, model_name(learn))
         sizes = {"train_pictures": len(learn.dls.train_ds), "valid_pictures": valid_size(learn)}
-        write_json(new / "metrics.json", facts | scores | sizes | {"versions": versions()})
+        scores.pop("levels", None)  # a metric must not replace what later stages read
+        write_json(new / "metrics.json", facts | scores | facts | sizes | {"versions": versions()})
         notes = clipping_note(new)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if isinstance(value, float))
     print(f"{facts['task']}: {shown} on {sizes['valid_pictures']} validation pictures")
@@ -292,7 +294,7 @@ def hand_over(learn: "Learner", folder: "str | Path") -> Path:
 
 def next_command(folder: Path) -> str:
     """Say what to run after hand_over."""
-    if folder.name == "train" and folder.parents[1].name == "build":
+    if folder.name == "train" and folder.parent.parent.name == "build":
         return f"next, in the repository: INVOKE_PROJECT={folder.parent.name} invoke package"
     return "next: copy the folder to build/NAME/train in the repository: INVOKE_PROJECT=NAME invoke package"
 
@@ -567,7 +569,10 @@ def unpicklable(thing: Any, name: str, seen: "set[int]") -> "str | None":
 
     None if it can be, or only what was seen before cannot.
     """
-    import cloudpickle
+    try:
+        import cloudpickle as pickler
+    except ImportError:  # fastai 2.7 does not need it
+        import pickle as pickler
 
     parts = list(thing.items()) if isinstance(thing, dict) else []
     if isinstance(thing, list | tuple):
@@ -580,7 +585,7 @@ def unpicklable(thing: Any, name: str, seen: "set[int]") -> "str | None":
     for key, part in parts:
         if id(part) not in seen:
             try:
-                cloudpickle.dumps(part)
+                pickler.dumps(part)
                 continue
             except Exception:
                 seen.add(id(part))
@@ -755,7 +760,11 @@ def save_answers(
         mask = folder / "masks" / f"{i:03d}.png" if task == "segmentation" else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metrics, which have no labels here
-            answer = ask(learn, task, threshold, file, mask)
+            try:
+                answer = ask(learn, task, threshold, file, mask)
+            except LearnerError as error:  # not with the copy's path, which is removed now
+                name = str(picture) if isinstance(picture, Path) else file.name
+                raise LearnerError(str(error).replace(str(file), name)) from None
         entries.append(entry(file, labels, folder) | answer)
     return entries
 
@@ -837,23 +846,26 @@ def save_mask(
     import numpy as np
     from PIL import Image
 
+    names = class_names(learn)
     if classes.max() >= UNSEEN:
         raise LearnerError(f"the mask has more than {UNSEEN} classes: only that many can be packaged")
+    if classes.max() >= len(names):
+        text = (
+            f"the model predicts class number {classes.max()}, but MaskBlock's codes have {len(names)} names"
+        )
+        raise LearnerError(f"{text}: name every class of the model")
 
     def nearest(start: float, end: float, pixels: int, cells: int) -> Any:
         return np.floor((np.arange(pixels) + 0.5 - start) / (end - start) * cells).astype(int)
 
     left, top, right, bottom = box
-    rows, columns = (
-        nearest(top, bottom, size[1], len(classes)),
-        nearest(left, right, size[0], len(classes[0])),
-    )
+    rows = nearest(top, bottom, size[1], len(classes))
+    columns = nearest(left, right, size[0], len(classes[0]))
     seen_rows = (rows >= 0) & (rows < len(classes))
     seen_columns = (columns >= 0) & (columns < len(classes[0]))
     mask = np.full((size[1], size[0]), UNSEEN, np.uint8)
     mask[np.ix_(seen_rows, seen_columns)] = classes[np.ix_(rows[seen_rows], columns[seen_columns])]
     numbers, counts = np.unique(mask[mask != UNSEEN], return_counts=True)
-    names = class_names(learn)
     largest_first = sorted(zip(counts.tolist(), numbers.tolist(), strict=True), key=lambda pair: -pair[0])
     shares = {names[number]: round(count / counts.sum(), 6) for count, number in largest_first}
     if file is None:

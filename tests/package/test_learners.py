@@ -38,6 +38,7 @@ with warnings.catch_warnings():
         PILImage,
         PILImageBW,
         PointBlock,
+        RandomResizedCrop,
         RandomResizedCropGPU,
         RandomSplitter,
         RandTransform,
@@ -403,6 +404,25 @@ def test_numbers_that_learn_predict_changes_are_refused(pictures, refusal):
     assert "learn.predict changes the model's numbers" in message
 
 
+def test_numbers_with_a_loss_for_classes_are_refused(pictures, tmp_path):
+    dls = images(pictures, (ImageBlock, RegressionBlock(n_out=2)), get_y=lambda path: [1.0, 0.0])
+    with pytest.raises(
+        ValueError, match="is for classes, but the labels are numbers: use a CategoryBlock or"
+    ):
+        hand_over(classifier(dls, nn.BCEWithLogitsLoss(), network(2)), tmp_path / "train")
+
+
+def test_pictures_that_only_the_learner_can_read_are_refused(pictures, refusal, tmp_path):
+    (tmp_path / "arrays").mkdir()
+    for path in pictures:
+        with Image.open(path) as picture:
+            np.save(tmp_path / "arrays" / path.stem, np.array(picture.convert("RGB")))
+    arrays = sorted((tmp_path / "arrays").iterdir())
+    block = TransformBlock(type_tfms=[np.load, PILImage.create], batch_tfms=IntToFloatTensor)
+    dls = images(arrays, (block, KINDS))
+    assert "save the pictures as PNG or JPEG and train on these" in refusal(classifier(dls), code=1)
+
+
 def mask(path: Path) -> np.ndarray:
     """Dark and light pixels."""
     with Image.open(path) as picture:
@@ -453,6 +473,28 @@ def test_masks_of_a_part_of_the_picture_are_refused(pictures, refusal):
     dls = masks(pictures, item_tfms=Resize((32, 64)), batch_tfms=[RandomResizedCropGPU(16, valid_scale=0.5)])
     learn = classifier(dls, CrossEntropyLossFlat(axis=1), nn.Conv2d(3, 2, 3, padding=1))
     assert "so that points and masks have no place in them: train without it" in refusal(learn)
+
+
+def test_masks_of_a_random_crop_lie_in_the_middle_at_validation(pictures, packed):
+    dls = masks(pictures, item_tfms=RandomResizedCrop(32))
+    folder = packed(classifier(dls, CrossEntropyLossFlat(axis=1), nn.Conv2d(3, 2, 3, padding=1)))
+    assert [step["op"] for step in spec(folder)["input"]["steps"]] == ["resize", "crop_pad"]
+
+
+def test_a_class_of_a_mask_without_a_name_is_refused(pictures, tmp_path):
+    model = nn.Conv2d(3, 4, 3, padding=1)
+    nn.init.constant_(model.bias, 0)
+    model.bias.data[3] = 99
+    learn = classifier(masks(pictures), CrossEntropyLossFlat(axis=1), model)
+    with pytest.raises(ValueError, match="predicts class number 3, but MaskBlock's codes have 2 names"):
+        hand_over(learn, tmp_path / "train")
+
+
+def test_a_mask_with_a_class_without_a_name_that_no_picture_has_is_refused(pictures, refusal):
+    model = nn.Conv2d(3, 4, 3, padding=1)
+    model.bias.data[2:] = -99
+    message = refusal(classifier(masks(pictures), CrossEntropyLossFlat(axis=1), model))
+    assert "the model has 4 classes, but MaskBlock's codes have 2 names: name every class" in message
 
 
 def test_masks_without_names_of_classes_are_refused(pictures, tmp_path):

@@ -91,6 +91,11 @@ def test_the_gate_rejects_without_a_confident_answer():
     assert (verdict["passed"], verdict["agreement"]) == (False, None)
 
 
+def test_the_gate_for_a_learner_of_a_single_class():
+    ones = np.ones((5, 1), np.float32)
+    assert gate_classes(ones, ones, None, None)["passed"]
+
+
 def test_the_gate_rejects_nan():
     broken = answers(100, 0)
     broken[7] = np.nan

@@ -7,6 +7,7 @@ import json
 import shutil
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -392,6 +393,14 @@ def ask(model: inference.Model, body: bytes | dict, accept: str = "", kind: str 
     answer = inference.handle(model, body, {"accept": accept, "content-type": kind})
     is_json = answer.content_type == "application/json"
     return answer.status, json.loads(answer.body) if is_json else answer.body
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png"])
+def test_a_class_of_a_mask_without_a_name_is_one_sentence(tmp_path, accept):
+    model = inference.model_fn(write_model(tmp_path / "model", "segmentation"))
+    status, answer = ask(replace(model, labels=model.labels[:1]), PHOTO, accept)
+    assert (status, answer["error"]) == (500, "internal")
+    assert "has no name: package it with a name for each class" in answer["message"]
 
 
 def test_a_406_costs_no_work(tmp_path, monkeypatch):

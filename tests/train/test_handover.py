@@ -458,9 +458,28 @@ def test_a_learner_that_fails_on_a_single_picture(drawn, tmp_path):
             return super().forward(x)
 
     learn = fv.Learner(loaders(drawn), Picky(4))
-    with pytest.raises(LearnerError, match=r"learn.predict fails on .*000_.*: a batch of one"):
+    with pytest.raises(
+        LearnerError, match=f"learn.predict fails on {drawn[0].parent}/[^0].*: a batch of one"
+    ):
         hand_over(learn, tmp_path / "train")
     assert not list(tmp_path.iterdir())
+
+
+def test_metrics_with_the_names_of_other_facts_do_not_replace_them(drawn, tmp_path):
+    def levels(predictions, targets):
+        return torch.tensor(0.5)
+
+    def classes(predictions, targets):
+        return torch.tensor(0.5)
+
+    out = hand_over(learner(loaders(drawn), metrics=[levels, classes]), tmp_path / "train")
+    metrics = read(out, "metrics.json")
+    assert (metrics["classes"], "levels" in metrics) == (list(synthetic_pets.PETS), False)
+
+
+@pytest.mark.parametrize("folder", ["/train", "/build/train", "/data/mine"])
+def test_a_folder_without_a_project_gets_one(folder):
+    assert handover.next_command(Path(folder)).startswith("next: copy the folder to build/NAME/train")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_result_before(drawn, tmp_path):
