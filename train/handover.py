@@ -78,6 +78,11 @@ def find_target(learn: "Learner") -> str:
     """
     from fastai.vision import core
 
+    if len(getattr(learn.dls, "loaders", ())) < 2:
+        raise LearnerError(
+            "the Learner has no validation pictures, so nothing could be proven: "
+            "make its DataLoaders with some, such as valid_pct=0.2"
+        )
     types = getattr(learn.dls.valid, "_types", None)
     types = next(iter(types.values())) if isinstance(types, dict) else []
     count = getattr(learn.dls, "n_inp", 1)
