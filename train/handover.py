@@ -488,6 +488,8 @@ def measure(learn: "Learner", advice: str = "train with a lower learning rate") 
     loss = scores.pop("valid_loss", None)
     if loss is None:
         value = float(values[0]) if values else "missing"
+        if find_target(learn) == "number":
+            advice = f"{advice}, and look for labels that are no numbers"
         raise LearnerError(f"the loss is {value}, so training diverged; {advice}")
     return {name: value for name, value in scores.items() if value is not None} | {"valid_loss": loss}
 
