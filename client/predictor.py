@@ -62,6 +62,7 @@ KINDS = {  # of endpoints on SageMaker: bytes in one request, default of `max_wa
     "async": (REALTIME_LIMIT, 1200),  # S3 allows more, the server does not; an instance may have to start
 }
 CONNECT_SECONDS = 5
+UPLOAD_SECONDS = 30  # boto3 has as long to send a picture as to connect: 25 MB at 7 Mbit/s
 CONNECTIONS = 32
 FIRST_WAIT = 0.5  # seconds before the first retry while a model is loading or busy; doubled each time ...
 LONGEST_WAIT = 10  # ... up to this, whatever a server's Retry-After says
@@ -531,9 +532,8 @@ def _read_all(body: Any) -> bytes:
 
 
 def _endless() -> PredictionError:
-    return PredictionError(
-        "unexpected", f"the answer has over {MAX_ANSWER // 10**6} MB; is this the right endpoint?"
-    )
+    over = f"the answer has over {MAX_ANSWER // 10**6} MB"
+    return PredictionError("unexpected", f"{over}; is this the right endpoint?")
 
 
 class _Counted(io.RawIOBase):
@@ -547,11 +547,9 @@ class _Counted(io.RawIOBase):
         self.file, self.left, self.end = file, 2 * MAX_ANSWER, time.monotonic() + seconds
 
     def readable(self) -> bool:
-        """A stream to read, for io.BufferedReader."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read once from the socket."""
         count = self.file.readinto1(buffer)
         self.left -= count
         if self.left < 0:
@@ -561,8 +559,7 @@ class _Counted(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        """Close the socket's file as well."""
-        self.file.close()
+        self.file.close()  # else the socket stays open
         super().close()
 
 
@@ -589,14 +586,15 @@ class _Plain:
             "Accept-Encoding": "identity",  # a small compressed body may be a large one
             "X-Amzn-SageMaker-Custom-Attributes": attributes,
         }
-        late = f"{self.url} did not answer within {self.timeout:g} s"
+        post, late = (
+            partial(self._post, body, headers),
+            f"{self.url} did not answer within {self.timeout:g} s",
+        )
         retries, lost = RETRIES, False
         while True:
             pause: float = 0
             try:
-                status, after, reply = _in_time(
-                    partial(self._post, body, headers), self.timeout, self.stopped, late
-                )
+                status, after, reply = _in_time(post, self.timeout, self.stopped, late)
                 if status not in (502, 503, 504) or not retries:
                     break
                 pause = max(FIRST_WAIT * 2 ** (RETRIES - retries), after)
@@ -629,6 +627,8 @@ class _Plain:
 
 def _session(url: str, timeout: float) -> Any:
     """A requests session whose connections read no more than _Counted does."""
+    from http.cookiejar import DefaultCookiePolicy
+
     import requests
 
     class Adapter(requests.adapters.HTTPAdapter):
@@ -637,16 +637,15 @@ def _session(url: str, timeout: float) -> Any:
             _count(self.poolmanager, timeout)
 
         def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-            known = proxy in self.proxy_manager
-            manager = super().proxy_manager_for(proxy, **options)
-            if not known:
-                _count(manager, timeout)
-            return manager
+            if proxy not in self.proxy_manager:
+                _count(super().proxy_manager_for(proxy, **options), timeout)
+            return self.proxy_manager[proxy]
 
     session: Any = requests.Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, Adapter(pool_maxsize=CONNECTIONS))
     session.get_redirect_target = lambda reply: None  # else requests reads a redirect's body, however long
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # a prediction needs none
     # A company's proxy cannot reach this machine's own ports.
     session.trust_env = urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1")
     return session
@@ -818,7 +817,7 @@ class _SageMaker:
 def _config(**options: Any) -> Any:
     from botocore.config import Config
 
-    defaults: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "max_pool_connections": CONNECTIONS}
+    defaults: dict[str, Any] = {"connect_timeout": UPLOAD_SECONDS, "max_pool_connections": CONNECTIONS}
     return Config(**defaults | {"retries": {"mode": "standard"}} | options)
 
 
@@ -827,7 +826,8 @@ def _describe(session: Any, runtime: Any, name: str) -> tuple[str | None, str | 
     from botocore.exceptions import BotoCoreError, ClientError
 
     sagemaker = session.client(
-        "sagemaker", config=_config(read_timeout=10, retries={"total_max_attempts": 2})
+        "sagemaker",
+        config=_config(connect_timeout=CONNECT_SECONDS, read_timeout=10, retries={"total_max_attempts": 2}),
     )
     if runtime.meta.endpoint_url.replace("//runtime", "//api") != sagemaker.meta.endpoint_url:
         return None, None  # a local stand-in for the runtime, of which AWS knows nothing
@@ -991,7 +991,7 @@ def _has_mask(answer: dict) -> bool:
 def _failure(text: str) -> PredictionError:
     """An asynchronous endpoint's failure output: AWS's sentence, which quotes the server's answer."""
     text = text[:10_000]  # more would take the expression a long time
-    match = re.search(r'\((\d{3})\) from [^"]*"(.*?)"(?:\. See |\.?\s*$)', text, re.DOTALL)
+    match = re.search(r'\((\d{1,3})\) from [^"]*"(.*?)"(?:\. See |\.?\s*$)', text, re.DOTALL)
     return _refusal(int(match[1]), match[2]) if match else _refusal(None, text)
 
 

@@ -205,11 +205,13 @@ def test_a_byte_at_a_time_on_sagemaker(aws):  # noqa: F811
     assert (error.code, str(error)) == ("timeout", "pets did not answer within 0.6 s")
 
 
-def test_an_upload_may_take_as_long_as_an_answer(monkeypatch):
+@pytest.mark.parametrize("on_aws", [False, True], ids=["plain", "sagemaker"])
+def test_an_upload_may_take_longer_than_to_connect(monkeypatch, aws, on_aws):  # noqa: F811
     monkeypatch.setattr(predictor, "CONNECT_SECONDS", 0.3)
     body = json.dumps(ANSWER).encode()
     with raw(lambda: [OK + f"Content-Length: {len(body)}\r\n\r\n".encode() + body], before=1) as server:
-        assert ImagePredictor(url=server.url).predict(b"x" * 20_000_000) == ANSWER
+        pets = on_sagemaker(aws, server.url) if on_aws else ImagePredictor(url=server.url)
+        assert pets.predict(b"x" * 20_000_000) == ANSWER
 
 
 def test_a_connection_is_kept_for_the_next_picture():
@@ -229,6 +231,13 @@ def test_a_connection_is_kept_for_the_next_picture():
     with listener, ImagePredictor(url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=10) as pets:
         assert [pets.predict(b"x") for _ in range(3)] == [ANSWER] * 3
     assert len(seen) == 3
+
+
+def test_cookies_are_not_kept():
+    with scripted(reply(Set_Cookie="a=" + "x" * 60_000)) as server:
+        pets = ImagePredictor(url=server.url)
+        assert [pets.predict(b"x") for _ in range(2)] == [ANSWER] * 2
+    assert "Cookie" not in server.requests[1].headers
 
 
 # close
