@@ -75,9 +75,7 @@ ORIENTATION = 0x0112  # EXIF's: 1 is upright; from 5 on, width and height change
 GREY = ("1", "L", "LA")  # Pillow's modes without colours
 MAX_PIXELS = 50 * 10**6  # of a picture on the server, and so of a mask
 MAX_DECODED = 220 * 10**6  # pixels of a picture to scale down: the largest sensors of phones have 200 million
-ONE_AT_A_TIME = (
-    threading.Lock()
-)  # over MAX_PIXELS: 25 MB for a JPEG of 200 megapixels, but 600 if progressive
+ONE_AT_A_TIME = threading.Lock()  # those over MAX_PIXELS: a progressive JPEG of 200 megapixels takes 600 MB
 
 # Of an answer, which may be anything.
 MAX_ANSWER = REALTIME_LIMIT  # bytes: AWS's and the server's own limit; masks of large pictures come near it
