@@ -28,17 +28,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from predictor import KINDS, SHRINK, ImagePredictor, PredictionError, read_mask
+from predictor import KINDS, SHRINK, UNSAFE, ImagePredictor, PredictionError, read_mask, terminal_safe
 from verdict import judge, tolerances
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
+RARE_SUFFIXES = (".jpe", ".jfif", ".heif", ".hif")  # as some browsers and cameras name JPEG and HEIC
 # Error codes that say nothing about the pictures: if all have one, there is no endpoint.
 NO_ENDPOINT = ("unreachable", "timeout", "aws", "not_loaded", "busy", "unexpected")
 CONFIDENT_MARGIN = 0.2  # of training's best class over the second: below it, rounding may swap the two
+NAMED = 3  # of the files that are passed over
 OWN_KEYS = ("file", "latency_ms", "error", "message", "training")  # of a row, whatever an answer contains
-UNSAFE = re.compile(  # control characters, those that reverse the text's direction, surrogates
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 
 NO_ENDPOINT_GIVEN = (
     "no endpoint given: pass --endpoint NAME for one on SageMaker, or start one on this machine with "
@@ -51,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
-        self.exit(2, f"error: {message}: see {self.prog} --help\n")
+        self.exit(2, f"error: {terminal_safe(message)}: see {self.prog} --help\n")
 
 
 class CommandError(Exception):
@@ -73,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {terminal_safe(str(error))}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
-        print("stopped; waiting for the requests in flight", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader, such as `head`, closed the pipe; Python would fail again when it flushes at exit.
@@ -141,21 +140,33 @@ def run(args: argparse.Namespace) -> int:
         except ValueError as error:
             raise CommandError(2, str(error)) from error
     if args.json:
-        print(json.dumps({"pictures": rows, "summary": summary}, indent=2, ensure_ascii=False))
+        print(to_json({"pictures": rows, "summary": summary}))
     else:
         from table import show
 
-        show(terminal_safe(rows), terminal_safe(summary), thumbnails=not args.no_thumbnails)
+        show(all_safe(rows), all_safe(summary), thumbnails=not args.no_thumbnails)
     return 0 if not summary["failed"] and summary.get("verdict", {}).get("passed", True) else 1
 
 
-def terminal_safe(value: Any) -> Any:
-    """The value with control characters in its texts escaped: an endpoint could control the terminal."""
+def all_safe(value: Any) -> Any:
+    """The value with every text in it safe to print: an endpoint could control the terminal."""
     if isinstance(value, str):
-        return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), value)
+        return terminal_safe(value)
     if isinstance(value, list):
-        return [terminal_safe(one) for one in value]
-    return {key: terminal_safe(one) for key, one in value.items()} if isinstance(value, dict) else value
+        return [all_safe(one) for one in value]
+    return {key: all_safe(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON, in which letters are readable and what is not safe to print is escaped (\\u009b)."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "\n".join(UNSAFE.sub(escape, line) for line in text.split("\n"))
+
+
+def escape(match: re.Match[str]) -> str:
+    """A character as JSON's escape, of which one beyond U+FFFF needs two."""
+    digits = match[0].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{digits[start : start + 4]}" for start in range(0, len(digits), 4))
 
 
 def connect(args: argparse.Namespace) -> ImagePredictor:
@@ -176,7 +187,7 @@ def once() -> Callable[[str], None]:
     def print_once(sentence: str) -> None:
         if sentence not in printed:
             printed.add(sentence)
-            print(sentence, file=sys.stderr)
+            print(terminal_safe(sentence), file=sys.stderr)
 
     return print_once
 
@@ -241,9 +252,15 @@ def expand(argument: str) -> list[str]:
 
 
 def in_folder(folder: Path) -> list[str]:
-    """The pictures in a folder and its sub-folders, sorted, without hidden ones."""
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    return [str(f) for f in sorted(files) if not any(p.startswith(".") for p in f.relative_to(folder).parts)]
+    """The pictures in a folder and its sub-folders, sorted, without hidden ones; other files are counted."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+    pictures = [file for file in files if file.suffix.lower() in SUFFIXES + RARE_SUFFIXES]
+    if others := [file.name for file in files if file.suffix.lower() not in SUFFIXES + RARE_SUFFIXES]:
+        names = ", ".join(others[:NAMED]) + ", ..." * (len(others) > NAMED)
+        count = f"{len(others)} file{'s' * (len(others) > 1)} passed over"
+        print(terminal_safe(f"{count}: {names}"), file=sys.stderr)
+    return [str(file) for file in pictures]
 
 
 def predict_all(predictor: ImagePredictor, pictures: list[str], top_k: int, concurrency: int) -> list[dict]:
@@ -254,7 +271,7 @@ def predict_all(predictor: ImagePredictor, pictures: list[str], top_k: int, conc
     rows: list[dict] = []
     console = Console(stderr=True)
     count = f"{len(pictures)} picture{'s' * (len(pictures) > 1)}"
-    print(f"sending {count} to {predictor.description}", file=sys.stderr)
+    print(f"sending {count} to {terminal_safe(predictor.description)}", file=sys.stderr)
     quiet = not console.is_terminal
     pool = ThreadPoolExecutor(concurrency)
     answers = pool.map(partial(predict, predictor, top_k), pictures)

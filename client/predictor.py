@@ -9,6 +9,7 @@
 
     for answer in predictor.predict_many(["cat.jpg", "dog.jpg"]):
         print(answer)                                           # an answer, or a PredictionError
+    predictor.close()                                           # or `with ImagePredictor("pets") as ...`
 
 What an answer contains depends on the model's task:
 
@@ -24,6 +25,9 @@ sees. The mask is a PNG in base64, its pixels are numbers of classes, 255 is one
 
     mask = read_mask(predictor.predict("cat.jpg"))              # a PIL image, needs Pillow
 
+Whatever an endpoint sends, you get such an answer or a PredictionError, within `timeout`. The names of
+classes may be any text: print them with `terminal_safe`.
+
 Copy this one file into your application. Other packages are imported only when needed: Pillow to send PIL
 images, to scale down large pictures (without it, they are sent unscaled) and to read masks, numpy for arrays.
 """
@@ -32,15 +36,18 @@ import base64
 import contextlib
 import io
 import json
+import math
 import os
 import re
+import struct
 import sys
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,16 +62,31 @@ KINDS = {  # of endpoints on SageMaker: bytes in one request, default of `max_wa
     "async": (REALTIME_LIMIT, 1200),  # S3 allows more, the server does not; an instance may have to start
 }
 CONNECT_SECONDS = 5
+UPLOAD_SECONDS = 30  # boto3 has as long to send a picture as to connect: 25 MB at 7 Mbit/s
 CONNECTIONS = 32
 FIRST_WAIT = 0.5  # seconds before the first retry while a model is loading or busy; doubled each time ...
 LONGEST_WAIT = 10  # ... up to this, whatever a server's Retry-After says
+RETRIES = 4  # of a plain server that is loading or busy
+NOTICE = 0.1  # seconds after which a thread that waits for an answer notices `close`
 SHRINK = 1280  # pixels: several times a model's input, in a tenth of the bytes of a phone's photograph
 SIDES = (2048, 1024, 512, 256)  # pixels; those below `shrink` are tried in turn to fit into the limit
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # as on the server, serve/pixels.py
 ORIENTATION = 0x0112  # EXIF's: 1 is upright; from 5 on, width and height change places
 GREY = ("1", "L", "LA")  # Pillow's modes without colours
-MAX_MASK = 50 * 10**6  # pixels of a mask, as of a picture on the server
+MAX_PIXELS = 50 * 10**6  # of a picture on the server, and so of a mask
+MAX_DECODED = 220 * 10**6  # pixels of a picture to scale down: the largest sensors of phones have 200 million
+ONE_AT_A_TIME = threading.Lock()  # those over MAX_PIXELS: a progressive JPEG of 200 megapixels takes 600 MB
+
+# Of an answer, which may be anything.
+MAX_ANSWER = REALTIME_LIMIT  # bytes: AWS's and the server's own limit; masks of large pictures come near it
+MAX_ITEMS = 10**6  # brackets and commas: parsed, each may be 60 times as large as in the text
+MAX_NAME = 1000  # characters of a class's name, and of an error's message
 MAX_NUMBER = 3.5e38  # a little over float32's largest
+SURROGATES = re.compile("[\ud800-\udfff]")  # JSON's escapes can write them, UTF-8 cannot
+UNSAFE = re.compile(  # characters that control a terminal, are invisible or change the text's direction
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e0fff]"
+)
 
 SIGNATURES = {  # the first bytes of a file
     b"\xff\xd8\xff": "image/jpeg",
@@ -110,12 +132,17 @@ class PredictionError(Exception):
     `code` is the server's ("not_a_picture", "address_refused", "not_loaded", ...) or the client's:
     "unreadable", "not_a_picture" and "too_large" before anything is sent; "unreachable", "timeout", "aws",
     "stopped" (`close` was called) and "unexpected" (another kind of server answered). `status` is the HTTP
-    status, None without one.
+    status, None without one. The sentence is safe to print.
     """
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(terminal_safe(message[:MAX_NAME]))
         self.code, self.status = code, status
+
+
+def terminal_safe(text: str) -> str:
+    """The text with its UNSAFE characters escaped (\\x1b)."""
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class ImagePredictor:
@@ -126,7 +153,8 @@ class ImagePredictor:
     `shrink=0` sends it unscaled. A picture with more bytes than the endpoint takes (or `limit`, if that is
     less) is scaled down further, or with `shrink=0` rejected. A picture of 16 bits or floats per pixel
     (Pillow's modes I, I;16, F) is never scaled down, because a JPEG would lose its values. EXIF's orientation
-    is sent, too. `timeout`: seconds for each try; SageMaker's own is 60.
+    is sent, too. `timeout`: seconds for each try, to the last byte of the answer (and for each call of S3);
+    SageMaker's own is 60.
 
     The other arguments are for SageMaker:
 
@@ -173,8 +201,14 @@ class ImagePredictor:
         self.shrink, self.limit = shrink, min(limit or self._server.limit, self._server.limit)
 
     def close(self) -> None:
-        """Stop waiting, in every thread: unanswered pictures become a PredictionError, "stopped"."""
+        """Stop waiting, in every thread: pictures without an answer become a PredictionError, "stopped"."""
         self._server.stopped.set()
+
+    def __enter__(self) -> "ImagePredictor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def predict(self, picture: Any, top_k: int = 5) -> dict:
         """The answer for one picture, as the head of this file describes it.
@@ -223,15 +257,21 @@ def pack(picture: Any, shrink: int = 0, limit: int = REALTIME_LIMIT) -> tuple[by
     """Encode a picture as a request's body; returns the body and its Content-Type.
 
     Over `shrink` pixels (0: no limit) it is scaled down to a JPEG, if that has fewer bytes; over `limit`
-    bytes in any case. Raises PredictionError.
+    bytes or MAX_PIXELS in any case. Raises PredictionError.
     """
     picture = _load(picture)
     if isinstance(picture, str):
         return json.dumps({"url": picture}).encode(), "application/json"
-    if shrink and _side(picture) > shrink:
+    size = _size(picture) if shrink else (0, 0)
+    pixels = size[0] * size[1]
+    if pixels > MAX_DECODED and isinstance(picture, bytes):
+        has = f"the picture has {pixels / 10**6:.0f} megapixels"
+        raise PredictionError("too_large", f"{has}: save it with {MAX_DECODED // 10**6} or fewer")
+    if shrink and _longest(size) > shrink:
         with contextlib.suppress(Exception):  # Pillow's decoders raise many types; the server decides
-            small = scale_down(picture, shrink, limit)
-            if not isinstance(picture, bytes) or len(small) < len(picture):
+            with ONE_AT_A_TIME if pixels > MAX_PIXELS else contextlib.nullcontext():
+                small = scale_down(picture, shrink, limit)
+            if not isinstance(picture, bytes) or len(small) < len(picture) or pixels > MAX_PIXELS:
                 return small, "image/jpeg"
     body, content_type = _encode(picture)
     if len(body) <= limit:
@@ -326,14 +366,16 @@ def is_heif(data: bytes) -> bool:
 
 def scale_down(picture: Any, shrink: int, limit: int) -> bytes:
     """A JPEG of at most `shrink` pixels and `limit` bytes. Raises PredictionError and Pillow's errors."""
-    image = _open(picture)
+    image = open_picture(picture)
     if _is_deep(image):
         raise ValueError("a picture of 16 bits or floats per pixel would lose its values")
     if isinstance(picture, bytes):  # decoding a JPEG at half its size takes a third of the time
         image.draft(None, _scaled(image.size, shrink))
     image.load()  # Pillow rotates a TIFF while it decodes
     options = _orientation_only(image) | {"quality": 90}
-    image = image.convert("L" if image.mode in GREY else "RGB")
+    mode = "L" if image.mode in GREY else "RGB"
+    if image.mode != mode:  # `convert` would copy 200 megapixels, 800 MB
+        image = image.convert(mode)
     for side in (shrink, *(side for side in SIDES if side < shrink)):
         file = io.BytesIO()
         image.resize(_scaled(image.size, side)).save(file, "JPEG", **options)
@@ -342,8 +384,8 @@ def scale_down(picture: Any, shrink: int, limit: int) -> bytes:
     raise PredictionError("too_large", f"no usable size fits into {limit:,} bytes")
 
 
-def _open(picture: Any) -> Any:
-    """A PIL image; encoded bytes are not decoded yet."""
+def open_picture(picture: Any) -> Any:
+    """A PIL image; encoded bytes are not decoded yet. Raises what Pillow raises."""
     from PIL import Image
 
     if isinstance(picture, bytes) and picture.startswith(b"\x93NUMPY"):
@@ -351,16 +393,28 @@ def _open(picture: Any) -> Any:
 
         picture = np.load(io.BytesIO(picture), allow_pickle=False)
     if isinstance(picture, bytes):
-        return Image.open(io.BytesIO(picture), formats=FORMATS)
+        return _open_bytes(picture, FORMATS)
     return Image.fromarray(picture) if hasattr(picture, "dtype") else picture
 
 
-def _side(picture: Any) -> int:
-    """The longest side in pixels; 0 if it cannot be read here."""
+def _open_bytes(data: bytes, formats: tuple[str, ...]) -> Any:
+    """As Image.open, without its limit of pixels: photographs are over it, and it is the application's."""
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()
+    for opener, accepts in (Image.OPEN[name] for name in formats if name in Image.OPEN):
+        if accepts is None or accepts(data[:16]):
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # as Image.open does
+                return opener(io.BytesIO(data), "")
+    raise UnidentifiedImageError("these bytes are not a picture that Pillow reads")
+
+
+def _size(picture: Any) -> tuple[int, int]:
+    """Width and height in pixels; 0 and 0 if they cannot be read here."""
     try:
-        return _longest(_open(picture).size)
+        return open_picture(picture).size
     except Exception:  # no Pillow, or a format that it does not read
-        return 0
+        return 0, 0
 
 
 def _longest(size: tuple[int, int]) -> int:
@@ -410,8 +464,8 @@ def _in_pixels_of(picture: Any, answer: dict, body: bytes) -> dict:
     """
     if "class" in answer or "values" in answer:
         return answer
-    image = _open(body)
-    given, sent = _open(picture).size, image.size
+    image = open_picture(body)
+    given, sent = open_picture(picture).size, image.size
     if _orientation(image) >= 5:  # the server rotates it, unless the model ignores EXIF: see below
         given, sent = given[::-1], sent[::-1]
     if given == sent:
@@ -431,6 +485,82 @@ def _in_pixels_of(picture: Any, answer: dict, body: bytes) -> dict:
     return answer | {"mask": mask, "width": given[0], "height": given[1]}
 
 
+# Waiting for an answer, and reading it
+
+
+def _in_time(call: Callable[[], Any], seconds: float, stopped: threading.Event, late: str) -> Any:
+    """What `call()` returns or raises; it runs in a thread of its own, which is given up after `seconds`.
+
+    A socket's timeout is for one read: an answer of a byte a second would never be late. Raises
+    PredictionError: "timeout" with the sentence `late`, or "stopped".
+    """
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    end = time.monotonic() + seconds
+    if not stopped.is_set():
+        threading.Thread(target=run, name="request", daemon=True).start()
+    while not stopped.is_set():
+        wait([future], max(0, min(end - time.monotonic(), NOTICE)))
+        if future.done():
+            return future.result()
+        if time.monotonic() > end:
+            raise PredictionError("timeout", late)
+    raise _stopped()
+
+
+def _stopped() -> PredictionError:
+    return PredictionError("stopped", "close() was called before the answer came")
+
+
+def _read_all(body: Any) -> bytes:
+    """The bytes of a stream, at most MAX_ANSWER. Raises PredictionError."""
+    data = bytearray()
+    while piece := body.read(65536):
+        data += piece
+        if len(data) > MAX_ANSWER:
+            body.close()
+            raise _endless()
+    return bytes(data)
+
+
+def _endless() -> PredictionError:
+    over = f"the answer has over {MAX_ANSWER // 10**6} MB"
+    return PredictionError("unexpected", f"{over}; is this the right endpoint?")
+
+
+class _Counted(io.RawIOBase):
+    """What a server sends in one reply, headers and all; ends after `seconds` and twice MAX_ANSWER bytes.
+
+    The libraries read without end where a server says that a chunk has -1 bytes, or sends `100 Continue` for
+    ever. Twice: the lengths of chunks count as well. Raises PredictionError and TimeoutError.
+    """
+
+    def __init__(self, file: Any, seconds: float) -> None:
+        self.file, self.left, self.end = file, 2 * MAX_ANSWER, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.file.readinto1(buffer)
+        self.left -= count
+        if self.left < 0:
+            raise _endless()
+        if time.monotonic() > self.end:
+            raise TimeoutError("Read timed out.")
+        return count
+
+    def close(self) -> None:
+        self.file.close()  # else the socket stays open
+        super().close()
+
+
 # A plain server
 
 
@@ -443,51 +573,102 @@ class _Plain:
         if not re.match("https?://.", url, re.IGNORECASE):
             raise ValueError(f"an address starts with http:// or https://, unlike {url!r}")
         self.description, self.timeout = url.rstrip("/").removesuffix("/invocations"), timeout
-        self.url, self.session = f"{self.description}/invocations", _session(url)
+        self.url, self.session = f"{self.description}/invocations", _session(url, timeout)
         self.stopped = threading.Event()
 
     def send(self, body: bytes, content_type: str, attributes: str) -> bytes:
-        """Send one request; returns the body of the answer. Raises PredictionError."""
-        import requests
-
+        """Send one request, retry where that helps; returns the answer's body. Raises PredictionError."""
         headers = {
             "Content-Type": content_type,
             "Accept": "application/json",
+            "Accept-Encoding": "identity",  # a small compressed body may be a large one
             "X-Amzn-SageMaker-Custom-Attributes": attributes,
         }
-        options = {"timeout": (CONNECT_SECONDS, self.timeout), "allow_redirects": False}
+        post, late = (
+            partial(self._post, body, headers),
+            f"{self.url} did not answer within {self.timeout:g} s",
+        )
+        retries, lost = RETRIES, False
+        while True:
+            pause: float = 0
+            try:
+                status, after, reply = _in_time(post, self.timeout, self.stopped, late)
+                if status not in (502, 503, 504) or not retries:
+                    break
+                pause = max(FIRST_WAIT * 2 ** (RETRIES - retries), after)
+                retries -= 1
+            except PredictionError as failure:
+                # A prediction changes nothing: it is safe to send it again, once, on a new connection.
+                if failure.code != "unreachable" or lost:
+                    raise
+                lost = True
+            if self.stopped.wait(min(pause, LONGEST_WAIT)):
+                raise _stopped()
+        if status != 200:
+            raise _refusal(status, reply.decode(errors="replace"))
+        return reply
+
+    def _post(self, body: bytes, headers: dict) -> tuple[int, int, bytes]:
+        """A reply's status, Retry-After in seconds (0: none) and body. Raises PredictionError."""
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        options = {"timeout": (CONNECT_SECONDS, self.timeout), "stream": True, "allow_redirects": False}
         try:
-            reply = self.session.post(self.url, data=body, headers=headers, **options)
-        except requests.RequestException as error:
+            with self.session.post(self.url, data=body, headers=headers, **options) as reply:
+                after = reply.headers.get("Retry-After", "")
+                seconds = int(after) if re.fullmatch("[0-9]{1,5}", after) else 0
+                return reply.status_code, seconds, _read_all(reply.raw)
+        except (requests.RequestException, HTTPError) as error:
             raise _unreachable(error, self.url, self.timeout) from error
-        if reply.status_code != 200:
-            raise _refusal(reply.status_code, reply.content.decode(errors="replace"))
-        return reply.content
 
 
-def _session(url: str) -> Any:
-    """A requests session that retries what is safe and useful to retry."""
+def _session(url: str, timeout: float) -> Any:
+    """A requests session whose connections read no more than _Counted does."""
+    from http.cookiejar import DefaultCookiePolicy
+
     import requests
-    from urllib3.util import Retry
 
-    # POST is safe to retry: a prediction changes nothing. A 4xx or a 500 would only be repeated.
-    retry = Retry(
-        total=4,
-        connect=2,
-        read=1,
-        allowed_methods=None,
-        status_forcelist=(502, 503, 504),
-        backoff_factor=FIRST_WAIT,
-        raise_on_status=False,
-    )
-    retry.retry_after_max = LONGEST_WAIT  # not an argument: older releases of urllib3 lack it
-    session = requests.Session()
-    adapter = requests.adapters.HTTPAdapter(max_retries=retry, pool_maxsize=CONNECTIONS)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
+    class Adapter(requests.adapters.HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **options: Any) -> None:
+            super().init_poolmanager(*args, **options)
+            _count(self.poolmanager, timeout)
+
+        def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+            if proxy not in self.proxy_manager:
+                _count(super().proxy_manager_for(proxy, **options), timeout)
+            return self.proxy_manager[proxy]
+
+    session: Any = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Adapter(pool_maxsize=CONNECTIONS))
+    session.get_redirect_target = lambda reply: None  # else requests reads a redirect's body, however long
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # a prediction needs none
     # A company's proxy cannot reach this machine's own ports.
     session.trust_env = urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1")
     return session
+
+
+def _count(manager: Any, timeout: float) -> None:
+    """Have the connections of urllib3's pool manager read through _Counted, and send for up to `timeout`."""
+    from http.client import HTTPResponse
+
+    class Reply(HTTPResponse):
+        def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
+            super().__init__(sock, *args, **options)
+            self.fp: Any = io.BufferedReader(_Counted(self.fp, timeout))
+
+    def connected(kind: Any) -> Any:
+        def connect(self: Any) -> None:
+            kind.connect(self)
+            self.sock.settimeout(timeout)  # else a large picture must be sent within CONNECT_SECONDS
+
+        return type("Connection", (kind,), {"response_class": Reply, "connect": connect})
+
+    manager.pool_classes_by_scheme = {
+        scheme: type("Pool", (pool,), {"ConnectionCls": connected(pool.ConnectionCls)})
+        for scheme, pool in manager.pool_classes_by_scheme.items()
+    }
 
 
 def _unreachable(error: Exception, url: str, timeout: float) -> PredictionError:
@@ -525,6 +706,7 @@ class _SageMaker:
         import boto3
 
         self.name, self.on_wait, self.stopped = name, on_wait or (lambda sentence: None), threading.Event()
+        self.timeout = timeout
         with _translate_errors():
             session = session or boto3.Session()  # threads cannot share the default one of boto3.client()
             self.runtime = session.client("sagemaker-runtime", config=_config(read_timeout=timeout))
@@ -570,23 +752,28 @@ class _SageMaker:
         pause = FIRST_WAIT
         while (left := end - time.monotonic()) > 0:
             if self.stopped.wait(min(pause, left)):
-                raise PredictionError("stopped", "close() was called before the answer came")
+                raise _stopped()
             yield pause
             pause = min(2 * pause, LONGEST_WAIT)
 
+    def _in_time(self, call: Callable[..., Any], **options: Any) -> Any:
+        late = f"{self.name} did not answer within {self.timeout:g} s"
+        return _in_time(partial(call, **options), self.timeout, self.stopped, late)
+
     def _invoke(self, request: dict, body: bytes) -> bytes:
-        return self.runtime.invoke_endpoint(**request, Body=body)["Body"].read()
+        return self._in_time(lambda: _read_all(self.runtime.invoke_endpoint(**request, Body=body)["Body"]))
 
     def _invoke_async(self, request: dict, body: bytes, end: float) -> bytes:
         """Send the picture, inside the request or through S3, and read the answer from S3."""
         # An answer that its caller no longer waits for need not be computed. AWS takes 60 s to 6 h.
         request = request | {"RequestTTLSeconds": min(max(int(self.max_wait), 60), 21600)}
+        invoke = self.runtime.invoke_endpoint_async
         if len(body) <= self.inline:
-            return self._fetch(self.runtime.invoke_endpoint_async(**request, Body=body), end)
+            return self._fetch(self._in_time(invoke, **request, Body=body), end)
         uri = f"{self.s3_input}/{uuid.uuid4()}"
-        self.s3.put_object(**_parse_s3_uri(uri), Body=body)
         try:
-            return self._fetch(self.runtime.invoke_endpoint_async(**request, InputLocation=uri), end)
+            self._in_time(self.s3.put_object, **_parse_s3_uri(uri), Body=body)
+            return self._fetch(self._in_time(invoke, **request, InputLocation=uri), end)
         finally:
             with contextlib.suppress(Exception):  # it may be denied, and the answer is more important
                 self.s3.delete_object(**_parse_s3_uri(uri))
@@ -609,7 +796,7 @@ class _SageMaker:
         from botocore.exceptions import ClientError
 
         try:
-            return self.s3.get_object(**_parse_s3_uri(uri))["Body"].read() if uri else None
+            return self._in_time(self._get, **_parse_s3_uri(uri)) if uri else None
         except ClientError as error:
             code = error.response["Error"]["Code"]
             # Without s3:ListBucket, S3 answers AccessDenied for an object that does not exist.
@@ -617,11 +804,18 @@ class _SageMaker:
                 return None
             raise
 
+    def _get(self, **place: str) -> bytes:
+        found = self.s3.get_object(**place)
+        if found["ContentLength"] > MAX_ANSWER:
+            found["Body"].close()
+            raise _endless()
+        return _read_all(found["Body"])
+
 
 def _config(**options: Any) -> Any:
     from botocore.config import Config
 
-    defaults: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "max_pool_connections": CONNECTIONS}
+    defaults: dict[str, Any] = {"connect_timeout": UPLOAD_SECONDS, "max_pool_connections": CONNECTIONS}
     return Config(**defaults | {"retries": {"mode": "standard"}} | options)
 
 
@@ -630,7 +824,8 @@ def _describe(session: Any, runtime: Any, name: str) -> tuple[str | None, str | 
     from botocore.exceptions import BotoCoreError, ClientError
 
     sagemaker = session.client(
-        "sagemaker", config=_config(read_timeout=10, retries={"total_max_attempts": 2})
+        "sagemaker",
+        config=_config(connect_timeout=CONNECT_SECONDS, read_timeout=10, retries={"total_max_attempts": 2}),
     )
     if runtime.meta.endpoint_url.replace("//runtime", "//api") != sagemaker.meta.endpoint_url:
         return None, None  # a local stand-in for the runtime, of which AWS knows nothing
@@ -702,10 +897,8 @@ def read_mask(answer: dict) -> Any:
     It has the answer's width and height; 255 is a pixel that the model does not see. Needs Pillow. Raises
     PredictionError if the mask is broken.
     """
-    from PIL import Image
-
     try:
-        mask = Image.open(io.BytesIO(base64.b64decode(answer["mask"])), formats=("PNG",))
+        mask = _open_bytes(base64.b64decode(answer["mask"]), ("PNG",))
         mask.load()
     except Exception as error:  # Pillow's decoders raise many types
         raise PredictionError("unexpected", f"the answer's mask cannot be read: {error}", 200) from error
@@ -714,19 +907,44 @@ def read_mask(answer: dict) -> Any:
 
 def _answer(reply: bytes) -> dict:
     """The answer in an endpoint's reply, which may be anything. Raises PredictionError."""
-    with contextlib.suppress(ValueError, RecursionError):  # RecursionError: a million brackets
-        if _is_answer(answer := json.loads(reply)):
+    with contextlib.suppress(ValueError, RecursionError):
+        if _is_answer(answer := _parse(reply.decode())):
             return answer
     text = " ".join(reply[:200].decode(errors="replace").split())
     raise PredictionError("unexpected", f"not a prediction: {text}; is this the right endpoint?", 200)
 
 
+def _parse(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError, and RecursionError for a million brackets.
+
+    Python's reader also takes NaN, infinite numbers and a key twice, of which the last wins.
+    """
+    if sum(map(text.count, "[{,")) > MAX_ITEMS:
+        raise ValueError("too many values")
+    return json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not a number")
+    return number
+
+
 def _is_answer(answer: Any) -> bool:
-    """Whether it has the shape of an answer of one of the tasks. Other keys than those are not looked at."""
-    if not isinstance(answer, dict):
+    """Whether it has the shape of an answer of one of the tasks, and no error in it.
+
+    Other keys than those are not looked at.
+    """
+    if not isinstance(answer, dict) or "error" in answer:
         return False
     if "class" in answer:
-        named = _each(lambda name: isinstance(name, str), answer.get("classes", []))
+        named = _each(_is_name, answer.get("classes", []))
         ranked = _each(lambda one: _is_named(one, "confidence"), answer.get("predictions"))
         return named and ranked and _is_named(answer, "confidence")
     if "values" in answer:
@@ -742,13 +960,17 @@ def _each(check: Callable[[Any], bool], values: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # json.loads also reads NaN, Infinity and whole numbers that no float can hold.
+    # JSON has whole numbers that no float can hold.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
 
 
 def _is_named(value: Any, number: str) -> bool:
     """Whether it is a class's name with a number, its confidence or share."""
-    return isinstance(value, dict) and isinstance(value.get("class"), str) and _is_number(value.get(number))
+    return isinstance(value, dict) and _is_name(value.get("class")) and _is_number(value.get(number))
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_NAME and not SURROGATES.search(value)
 
 
 def _has_mask(answer: dict) -> bool:
@@ -758,7 +980,7 @@ def _has_mask(answer: dict) -> bool:
     """
     mask, sides = answer.get("mask"), (answer.get("width"), answer.get("height"))
     size = [side for side in sides if type(side) is int and side > 0]  # isinstance would take True
-    if not isinstance(mask, str) or len(size) < 2 or size[0] * size[1] > MAX_MASK:
+    if not isinstance(mask, str) or len(size) < 2 or size[0] * size[1] > MAX_PIXELS:
         return False
     header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"".join(side.to_bytes(4, "big") for side in size) + b"\x08\0"
     return base64.b64decode(mask, validate=True).startswith(header)
@@ -766,18 +988,19 @@ def _has_mask(answer: dict) -> bool:
 
 def _failure(text: str) -> PredictionError:
     """An asynchronous endpoint's failure output: AWS's sentence, which quotes the server's answer."""
-    match = re.search(r'\((\d+)\) from [^"]*"(.*?)"(?:\. See |\.?\s*$)', text, re.DOTALL)
+    text = text[:10_000]  # more would take the expression a long time
+    match = re.search(r'\((\d{1,3})\) from [^"]*"(.*?)"(?:\. See |\.?\s*$)', text, re.DOTALL)
     return _refusal(int(match[1]), match[2]) if match else _refusal(None, text)
 
 
 def _refusal(status: int | None, text: str) -> PredictionError:
     """The contract's {"error": ..., "message": ...} as an exception; also for proxies and crashes."""
-    try:
-        refusal = json.loads(text)
-        return PredictionError(refusal["error"], refusal["message"], status)
-    except (ValueError, KeyError, TypeError):
-        quoted = " ".join(text.split())[:300] or "no message"
-        # SageMaker reports 0 when the container did not answer in time.
-        code = "not_loaded" if status == 503 else "timeout" if status == 0 else "unexpected"
-        how = f"answered with status {status}" if status else "failed"
-        return PredictionError(code, f"the server {how}: {quoted}", status)
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        refusal = _parse(text)
+        if re.fullmatch("[a-z_]{1,40}", refusal["error"]) and isinstance(refusal["message"], str):
+            return PredictionError(refusal["error"], refusal["message"], status)
+    quoted = " ".join(text[:1000].split())[:300] or "no message"
+    # SageMaker reports 0 when the container did not answer in time.
+    code = "not_loaded" if status == 503 else "timeout" if status == 0 else "unexpected"
+    how = f"answered with status {status}" if status else "failed"
+    return PredictionError(code, f"the server {how}: {quoted}", status)

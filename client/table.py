@@ -6,7 +6,7 @@ the points and the mask drawn over it, in the colours of the bars.
 
 import os
 import sys
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,7 +18,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from predictor import ORIENTATION, read_mask
+from predictor import ORIENTATION, open_picture, read_mask
 
 MAX_LARGE = 20  # pictures; if there are more, each gets one line
 WIDTH, HEIGHT = 26, 16  # pixels of a thumbnail: a character is one wide and two high
@@ -254,9 +254,9 @@ def thumbnail(row: dict) -> Text:
 
 def small_picture(row: dict) -> Any:
     """A PIL image of the picture's thumbnail, with its answer's points or mask drawn over it."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    image: Any = Image.open(row["file"])
+    image = open_picture(Path(row["file"]).read_bytes())
     size = image.size
     image.draft("RGB", (8 * WIDTH, 8 * HEIGHT))
     image.load()  # Pillow rotates a TIFF while it decodes

@@ -1,12 +1,16 @@
 """client/cli.py: which pictures it sends, what it prints, and its exit codes."""
 
+import base64
+import contextlib
 import io
 import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -396,3 +400,114 @@ def test_the_endpoint_agrees_with_training(endpoint, capsys):
     )
     assert code == 0, out + err
     assert "passed: " in out.splitlines()[-1]
+
+
+# A hostile endpoint, and odd names
+
+
+EVIL = "\x1b]52;c;aGk=\x07\x9b2J\u202eeno\x7f\u2066\U000e0041"
+ESCAPED = "\\x1b]52;c;aGk=\\x07\\x9b2J\\u202eeno\\x7f\\u2066\\U000e0041"
+RAW = re.compile("\x1b\\]|[\x07\x7f-\x9f\u202e\u2066\U000e0041]")
+
+
+def evil_mask():
+    """A segmentation's answer with an evil class."""
+    file = io.BytesIO()
+    Image.new("L", (8, 6)).save(file, "PNG")
+    mask = base64.b64encode(file.getvalue()).decode()
+    return {"classes": [{"class": EVIL, "share": 1}], "mask": mask, "width": 8, "height": 6}
+
+
+def evil_ranking():
+    return {"class": EVIL, "confidence": 0.9, "predictions": [{"class": EVIL, "confidence": 0.9}] * 2}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        reply(body=evil_ranking()),
+        reply(body=evil_ranking() | {"classes": [EVIL]}),
+        reply(body=evil_mask()),
+        reply(400, {"error": "internal", "message": EVIL}),
+        reply(500, EVIL),
+        reply(200, EVIL),
+    ],
+    ids=["one label", "several labels", "mask", "message", "not an error", "not an answer"],
+)
+@pytest.mark.parametrize("arguments", [[], ["--no-thumbnails"], ["--json"]], ids=str)
+def test_no_control_character_of_an_endpoint_reaches_a_terminal(photos, step, arguments):
+    with scripted(step) as server:
+        painted, _ = on_terminal(photos / "a.jpg", "--url", server.url, *arguments)
+    assert not RAW.search(painted)
+    assert re.search(r"\\(x|u00)1b\]52", painted)
+
+
+def test_json_is_the_same_as_the_answer_with_readable_letters_and_nothing_unsafe(photos, capsys):
+    answer = evil_ranking() | {"classes": ["猫", "ñandú", EVIL], "more": {EVIL: "\ud800"}}
+    with scripted(reply(body=answer)) as server:
+        code, out, _ = run(capsys, photos / "a.jpg", "--url", server.url, "--json")
+    (row,) = json.loads(out)["pictures"]
+    assert (code, {key: row[key] for key in answer}) == (0, answer)
+    assert '"猫"' in out
+    assert '"ñandú"' in out
+    assert "\\u001b]52;c;aGk=\\u0007\\u009b2J\\u202eeno\\u007f\\u2066\\udb40\\udc41" in out
+    assert "\\ud800" in out
+    assert not predictor.UNSAFE.search(out.replace("\n", ""))
+
+
+def test_names_of_files_are_printed_safely(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in (f"{EVIL}.jpg", "猫.jpg", os.fsdecode(b"\xff.jpg"), f"{EVIL}.txt"):
+        Image.new("RGB", (8, 6)).save(folder / name, "JPEG")
+    with scripted(reply()) as server:
+        code, out, err = run(capsys, folder, "--url", server.url)
+    assert code == 0
+    assert ESCAPED + ".jpg" in out.replace("\n", "").replace(" ", "")
+    assert "猫.jpg" in out
+    assert "\\udcff.jpg" in out
+    assert f"1 file passed over: {ESCAPED}.txt\n" in err
+    for arguments in ([tmp_path / EVIL], [folder / f"{EVIL}.jpg", f"--{EVIL}"]):
+        with pytest.raises(SystemExit) if len(arguments) > 1 else contextlib.nullcontext():
+            run(capsys, *arguments, "--url", "http://127.0.0.1:1")
+        out, err = capsys.readouterr()
+        assert not RAW.search(out + err)
+
+
+def test_a_picture_that_is_unreadable_is_named_safely(tmp_path, capsys):
+    (tmp_path / f"{EVIL}.jpg").touch()
+    (tmp_path / "b.jpg").write_bytes(b"x")
+    with scripted(reply()) as server:
+        code, out, err = run(capsys, tmp_path / "b.jpg", tmp_path / f"{EVIL}.jpg", "--url", server.url)
+    assert code == 1
+    assert "the picture is empty" in out
+    assert not RAW.search(out + err)
+
+
+def test_what_a_folder_has_besides_pictures_is_counted(photos, capsys):
+    for name in ("d.jfif", "e.JPE", "f.heic", "g.hif"):
+        Image.new("RGB", (8, 6)).save(photos / name, "JPEG")
+    for name in ("a.txt", "b", "more/z.pdf"):
+        (photos / name).touch()
+    os.mkfifo(photos / "pipe.jpg")
+    found = ["a.jpg", "b.png", "d.jfif", "e.JPE", "f.heic", "g.hif", "more/c.JPEG"]
+    assert cli.find_pictures([str(photos)]) == [str(photos / name) for name in found]
+    assert capsys.readouterr() == ("", "4 files passed over: a.txt, b, z.pdf, ...\n")
+    for path in photos.iterdir():
+        if path.suffix not in (".txt", ".pdf") and path.is_file():
+            path.unlink()
+    (photos / "more/c.JPEG").unlink()
+    with pytest.raises(cli.CommandError, match="there is no picture in"):
+        cli.find_pictures([str(photos)])
+    assert capsys.readouterr().err == "3 files passed over: a.txt, z.pdf, notes.txt\n"
+
+
+def test_control_c_ends_at_once(photos):
+    with scripted(reply(wait=20)) as server:
+        command = [sys.executable, CLI, photos, "--url", server.url]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            while not server.requests:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=10)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "stopped")

@@ -106,7 +106,6 @@ def test_a_mask_that_cannot_be_read_is_an_error_of_its_picture(photo, capsys):
 def test_json_has_the_whole_answer_and_an_answer_cannot_change_the_rest_of_a_row(photo, capsys):
     answer = segmented(mask()) | {
         "file": "other",
-        "error": "x",
         "message": [],
         "latency_ms": "1",
         "training": 1,

@@ -302,6 +302,36 @@ def test_an_asynchronous_failure_outside_the_contract_is_quoted(cloud, later):
     )
 
 
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_asynchronous_answer_of_30_mb_is_not_read(cloud, status):
+    make(cloud, "async")
+    cloud.answer = lambda *_: (status, b" " * 30_000_000)
+    error = failure(ImagePredictor("pets").predict, PICTURE)
+    assert (error.code, str(error)) == (
+        "unexpected",
+        "the answer has over 25 MB; is this the right endpoint?",
+    )
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_another_shape_than_an_answer_is_an_error(cloud, kind):
+    make(cloud, kind)
+    for body in (b'{"class": 5}', b"[" * 100_000, b'{"class": "\xff"}', b"\x1b]52;c;aGk=\x07"):
+        cloud.answer = lambda *_, body=body: (200, body)
+        error = failure(ImagePredictor("pets").predict, PICTURE)
+        assert (error.code, error.status) == ("unexpected", 200)
+        assert not predictor.UNSAFE.search(str(error))
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_an_errors_message_is_safe_to_print(cloud, kind):
+    make(cloud, kind)
+    message = json.dumps({"error": "internal", "message": "\x1b]52;c;aGk=\x07\x9b\u202e"}, ensure_ascii=False)
+    cloud.answer = lambda *_: (400, message.encode())
+    error = failure(ImagePredictor("pets").predict, PICTURE)
+    assert (error.code, str(error)) == ("internal", "\\x1b]52;c;aGk=\\x07\\x9b\\u202e")
+
+
 def test_an_instance_that_is_still_loading_is_retried(cloud, later):
     make(cloud, "async")
     later.form = 'Received server error ({status}) from primary with message "{0}".'
