@@ -62,8 +62,10 @@ lint: $(STAMP) ## Check style, formatting and types
 	@failed=0; for check in 'ruff check .' 'ruff format --check .' mypy; do \
 		$(BIN)/python -m $$check || failed=1; done; exit $$failed
 
-clean: ## Remove what was built (the set-up stays: remove .venv by hand)
-	@rm -rf build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## Remove what was built, except trained and handed-over Learners (build/*/train) and the set-up (.venv)
+	@find build -mindepth 2 -maxdepth 2 -not -name train -exec rm -rf {} + 2>/dev/null || true
+	@find build -type d -empty -delete 2>/dev/null || true
+	@rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 $(VERBS): $(STAMP)

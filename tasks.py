@@ -181,6 +181,14 @@ def package(c: Context, options: ChainMap, *, local: bool = False) -> None:
 # --- on this machine
 
 
+def warn_if_stale(c: Context) -> None:
+    """Note on stderr that the Learner is newer than the model that is served."""
+    learner, model = (ROOT / build_path(c, name) for name in ("train/metrics.json", "model/model.json"))
+    if learner.is_file() and model.is_file() and model.stat().st_mtime < learner.stat().st_mtime:
+        text = "note: the model is older than the Learner in build/: `invoke package` exports it again"
+        print(text, file=sys.stderr, flush=True)
+
+
 DOCKER = "in the container, as large as what is deployed"
 
 
@@ -198,6 +206,7 @@ def local_command(c: Context, options: ChainMap, command: Sequence[str] = (), *,
 @section_options("local")
 def local(c: Context, options: ChainMap, *, docker: bool = False) -> None:
     """Serve the packaged model on this machine until Ctrl-C."""
+    warn_if_stale(c)
     run_command(c, local_command(c, options, docker=docker))
 
 
@@ -205,6 +214,7 @@ def local(c: Context, options: ChainMap, *, docker: bool = False) -> None:
 @section_options("local")
 def test_local(c: Context, options: ChainMap, *, docker: bool = False) -> None:  # noqa: PT028 - a verb
     """Serve the packaged model, send it training's validation pictures, and report whether it passed."""
+    warn_if_stale(c)
     expected = build_path(c, "train/validation.json")
     query = build_command("client/cli.py", endpoint=c.config["project"], expect=expected)
     port = options.maps[0].get("port", 0)  # the configured one may be serving already

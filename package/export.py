@@ -154,7 +154,7 @@ def read_training(train: Path) -> tuple[dict, list[Path]]:
     """The content of metrics.json, and the validation pictures that train copied. Raises ExportError."""
     for name in ("metrics.json", "validation.json", "export.pkl"):
         if not (train / name).is_file():
-            raise ExportError(f"{train / name} is missing: {FIRST}")
+            raise ExportError(f"{train / name} is missing: {FIRST}{other_projects(train)}")
     try:
         metrics, entries = (
             json.loads((train / f"{name}.json").read_bytes()) for name in ("metrics", "validation")
@@ -167,6 +167,12 @@ def read_training(train: Path) -> tuple[dict, list[Path]]:
         what = missing[0] if missing else "every validation picture"
         raise ExportError(f"{train} lacks {what}: write it again")
     return metrics, pictures
+
+
+def other_projects(train: Path) -> str:
+    """Name the projects beside this one that have a Learner, in case the project's name was forgotten."""
+    found = sorted(file.parent.parent.name for file in train.parent.parent.glob("*/train/metrics.json"))
+    return f"; build/ has {', '.join(found)}: is it INVOKE_PROJECT={found[0]}?" if found else ""
 
 
 def check_versions(written: dict[str, str]) -> None:

@@ -299,9 +299,12 @@ def hand_over(learn: "Learner", folder: "str | Path") -> Path:
 
 def next_command(folder: Path) -> str:
     """Say what to run after hand_over."""
-    if folder.name == "train" and folder.parent.parent.name == "build":
-        return f"next, in the repository: INVOKE_PROJECT={folder.parent.name} invoke package"
-    return "next: copy the folder to build/NAME/train in the repository: INVOKE_PROJECT=NAME invoke package"
+    named = folder.name == "train" and folder.parent.parent.name == "build"
+    name = folder.parent.name if named else "NAME"
+    if named and (folder.parent.parent.parent / "package" / "export.py").is_file():
+        return f"next, in the repository: INVOKE_PROJECT={name} invoke package"
+    copy = f"next: copy this folder to build/{name}/train in the repository"
+    return f"{copy}, and there: INVOKE_PROJECT={name} invoke package"
 
 
 # --- the files

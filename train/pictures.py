@@ -144,7 +144,9 @@ def label(folder: Path, labels: str, least: int = 2) -> Labels:
     if not labelled:
         raise UsageError(f"there are no pictures in {folder}")
     if not any(labelled.values()):
-        raise UsageError(f"--labels '{labels}' gives no picture a label: for example {next(iter(labelled))}")
+        advice = "; each class needs a folder of its own, with its name" if labels == "folder" else ""
+        example = next(iter(labelled))
+        raise UsageError(f"--labels '{labels}' gives no picture a label: for example {example}{advice}")
     if len(names := classes(labelled)) < least:
         raise UsageError(
             f"--labels '{labels}' finds only the class {names[0]}; a classifier needs two or more"

@@ -103,7 +103,8 @@ def test_a_notebooks_learner_becomes_what_packaging_reads(drawn, tmp_path, capsy
     assert {one["file"] for part in split.values() for one in part} == {str(path) for path in drawn}
     said = capsys.readouterr().out
     assert f"error_rate {metrics['error_rate']:.4f}" in said
-    assert said.endswith("next, in the repository: INVOKE_PROJECT=mine invoke package\n")
+    copy = "next: copy this folder to build/mine/train in the repository, and there: "
+    assert said.endswith(f"{copy}INVOKE_PROJECT=mine invoke package\n")
 
 
 def snapshot(learn):
@@ -479,7 +480,7 @@ def test_metrics_with_the_names_of_other_facts_do_not_replace_them(drawn, tmp_pa
 
 @pytest.mark.parametrize("folder", ["/train", "/build/train", "/data/mine"])
 def test_a_folder_without_a_project_gets_one(folder):
-    assert handover.next_command(Path(folder)).startswith("next: copy the folder to build/NAME/train")
+    assert handover.next_command(Path(folder)).startswith("next: copy this folder to build/NAME/train")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_result_before(drawn, tmp_path):

@@ -21,9 +21,5 @@ CALLS_312 = b"\x97\x00t\x01" + bytes(8) + b"|\x00\xab\x01" + bytes(6) + b"S\x00"
     ],
 )
 def test_which_python_compiled_functions_without_and_with_calls(codes, python):
-<<<<<<< HEAD
     """`def f(self, x, y): self.a = y`, `def f(x): return x + 1`, `def f(x): return len(x)`, as compiled."""
-=======
-    """`def f(self, x, y): self.a = y`, `def f(x): return x + 1` and `def f(x): return len(x)`."""
->>>>>>> w-review
     assert python_of(codes) == python
