@@ -1,14 +1,19 @@
 """The four handlers of the endpoint, and the HTTP contract around them.
 
-SageMaker's serving toolkits call a model through four functions, in this order:
+SageMaker's serving toolkit, in AWS's PyTorch containers, calls a model through four functions, in this order:
 
     model = model_fn("/opt/ml/model")                   # once
-    batch = input_fn(body, "image/jpeg")                # bytes in
+    batch = input_fn(body, "image/jpeg", context)       # bytes in
     prediction = predict_fn(batch, model)
     body, content_type = output_fn(prediction, "application/json")
 
-`handle` runs the last three for one HTTP request. Both servers (server.py, app.py) call it, so every rule of
-the contract (README.md) is implemented here once. Needs numpy, Pillow and the engine; no torch, no fastai.
+It counts their parameters (sagemaker-inference 1.10, transformer.py): model_fn has 1, the others 2, and a
+function with one more gets the toolkit's context there. Any further parameter, optional or not, would be that
+context or an error; so what our own callers pass beyond these is a parameter of `load_model` and
+`read_request`.
+
+`handle` answers one HTTP request. Both of our servers (server.py, app.py) call it, so every rule of the
+contract (README.md) is implemented here once. Needs numpy, Pillow and the engine; no torch, no fastai.
 """
 
 import base64
@@ -23,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -40,6 +45,11 @@ from pixels import (
     to_pixels,  # noqa: F401 - package/ takes it from here
 )
 
+try:  # in AWS's PyTorch containers; the toolkit answers any other exception with status 500
+    from sagemaker_inference.errors import BaseInferenceToolkitError as ToolkitError
+except ImportError:
+    ToolkitError = Exception
+
 MAX_BODY = 25 * 10**6  # bytes; the payload limit of SageMaker's real-time endpoints, in both directions
 MAX_PICTURES = 32  # in one request
 FETCH_SECONDS = 15  # for all the addresses of one request together
@@ -49,7 +59,10 @@ FETCH_SLOTS = 16  # requests that may fetch addresses at the same time
 DECODE_SLOTS = max(1, min(cpus() + 1, (memory() - 400 * 10**6) // (350 * 10**6)))
 PICTURE_TYPES = ("application/x-image", "application/octet-stream")
 ACCEPTS = ("application/json", "application/jsonlines", "application/x-npy")
+ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 PNG = "image/png"  # of one picture's mask
+
+Body = bytes | bytearray | memoryview | str  # the toolkit decodes JSON to str
 
 log = logging.getLogger("inference")
 # Separate pool: slow URL fetches must not block image requests.
@@ -58,15 +71,20 @@ fetch_slots = threading.BoundedSemaphore(FETCH_SLOTS)
 decode_slots = threading.BoundedSemaphore(DECODE_SLOTS)
 
 
-class RequestError(Exception):
-    """A request that cannot be answered: HTTP status, a code for programs, one sentence for people."""
+class RequestError(ToolkitError):
+    """A request that cannot be answered: HTTP status, a code for programs, one sentence for people.
+
+    For SageMaker's toolkit it has `status_code`, `phrase` (of the status line: the code) and `message`: the
+    contract's JSON, which the toolkit sends as the body's first line, before a traceback.
+    """
 
     def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+        Exception.__init__(self, message)  # not the toolkit's, which makes str(error) a tuple
+        self.status = self.status_code = status
         # SageMaker truncates the error bodies that it relays at 2,048 bytes.
         short = message.encode(errors="replace")[:600].decode(errors="ignore")
         self.answer = {"error": code, "message": short}
+        self.message, self.phrase = json.dumps(self.answer, ensure_ascii=False), code
 
 
 @dataclass(frozen=True)
@@ -113,46 +131,17 @@ class Answer(NamedTuple):
 # --- the four handlers
 
 
-def model_fn(model_dir: str | Path, mode: str | None = None) -> Model:
-    """Load the package in `model_dir` and make one warm-up prediction; `mode` is passed to engine.load.
-
-    Raises ValueError if a file is not the one that model.json describes, or if its output does not fit the
-    task, RuntimeError if no mode runs here.
-    """
-    model_dir = Path(model_dir)
-    spec = json.loads((model_dir / "model.json").read_text())
-    engine = load(model_dir, spec, mode)
-    draft = spec["precision"]["draft"] and mode is None
-    model = Model(engine, spec["task"], spec["labels"], spec["input"], spec["threshold"], draft)
-    shape = warm_up(model).outputs.shape[1:]
-    check_output(model.task, model.labels, shape)
-    return replace(model, shape=shape)
+def model_fn(model_dir: str | Path) -> Model:
+    """Load the package in `model_dir`, and make one warm-up prediction. Raises what `load_model` raises."""
+    return load_model(model_dir)
 
 
-def warm_up(model: Model) -> "Prediction":
-    """Make one prediction; raises whatever is wrong with the model."""
-    return predict_fn(Batch([Image.new("RGB", (640, 480))]), model)
-
-
-def input_fn(body: bytes, content_type: str = "", attributes: str = "") -> Batch:
-    """Parse a request's body; `attributes` is SageMaker's custom attributes header ("top_k=3").
+def input_fn(body: Body, content_type: str | None = None, context: Any = None) -> Batch:
+    """Parse a request's body. `context` is the toolkit's, which has the custom attributes header.
 
     Raises RequestError if nothing in the body can be predicted.
     """
-    if len(body) > MAX_BODY:
-        raise RequestError(
-            413, "too_large", f"the body is over {MAX_BODY // 10**6} MB: send a smaller picture"
-        )
-    top_k = read_attributes(attributes)
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind == "application/json":
-        return read_json(body, top_k)
-    if kind == "application/x-npy":
-        return read_npy(body, top_k)
-    if not kind or kind in PICTURE_TYPES or kind.startswith("image/"):
-        return Batch([read_picture(body, bad_status=400)], top_k=top_k)
-    known = ", ".join(("image/*", *PICTURE_TYPES, "application/json", "application/x-npy"))
-    raise RequestError(415, "unsupported_type", f"Content-Type {kind[:100]!r} is not one of: {known}")
+    return read_request(body, content_type, custom_attributes(context))
 
 
 def predict_fn(batch: Batch, model: Model) -> Prediction:
@@ -169,7 +158,7 @@ def predict_fn(batch: Batch, model: Model) -> Prediction:
     return Prediction(outputs, places, model, batch)
 
 
-def output_fn(prediction: Prediction, accept: str = "") -> tuple[bytes, str]:
+def output_fn(prediction: Prediction, accept: str | None = None) -> tuple[bytes, str]:
     """Encode a prediction: body and content type, chosen by `accept`.
 
     Raises RequestError: 406, 413 if the body would be over MAX_BODY, 500 if the model gives no numbers.
@@ -191,6 +180,30 @@ def output_fn(prediction: Prediction, accept: str = "") -> tuple[bytes, str]:
     return whole.encode(), content_type
 
 
+# --- loading
+
+
+def load_model(model_dir: str | Path, mode: str | None = None) -> Model:
+    """Load the package in `model_dir` and make one warm-up prediction; `mode` is passed to engine.load.
+
+    Raises ValueError if a file is not the one that model.json describes, or if its output does not fit the
+    task, RuntimeError if no mode runs here.
+    """
+    model_dir = Path(model_dir)
+    spec = json.loads((model_dir / "model.json").read_text())
+    engine = load(model_dir, spec, mode)
+    draft = spec["precision"]["draft"] and mode is None
+    model = Model(engine, spec["task"], spec["labels"], spec["input"], spec["threshold"], draft)
+    shape = warm_up(model).outputs.shape[1:]
+    check_output(model.task, model.labels, shape)
+    return replace(model, shape=shape)
+
+
+def warm_up(model: Model) -> Prediction:
+    """Make one prediction; raises whatever is wrong with the model."""
+    return predict_fn(Batch([Image.new("RGB", (640, 480))]), model)
+
+
 # --- one HTTP request
 
 
@@ -201,8 +214,8 @@ def handle(model: Model | None, body: bytes, headers: Mapping[str, str], request
             raise RequestError(503, "not_loaded", "the model is still loading: try again in a few seconds")
         accept = headers.get("accept", "")
         choose_accept(accept, model.task)  # before the work: a 406 costs nothing
-        attributes = headers.get("x-amzn-sagemaker-custom-attributes", "")
-        batch = input_fn(body, headers.get("content-type", ""), attributes)
+        attributes = headers.get(ATTRIBUTES, "")
+        batch = read_request(body, headers.get("content-type"), attributes)
         choose_accept(accept, model.task, several=batch.several)
         with decode_slots:  # a mask is as large as its picture
             body, content_type = output_fn(predict_fn(batch, model), accept)
@@ -222,6 +235,34 @@ def refuse(error: RequestError) -> Answer:
 
 
 # --- parsing a request
+
+
+def read_request(body: Body, content_type: str | None = None, attributes: str = "") -> Batch:
+    """Parse a request's body; `attributes` is SageMaker's custom attributes header ("top_k=3").
+
+    Raises RequestError if nothing in the body can be predicted.
+    """
+    body = body.encode(errors="replace") if isinstance(body, str) else bytes(body)
+    if len(body) > MAX_BODY:
+        raise RequestError(
+            413, "too_large", f"the body is over {MAX_BODY // 10**6} MB: send a smaller picture"
+        )
+    top_k = read_attributes(attributes)
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return read_json(body, top_k)
+    if kind == "application/x-npy":
+        return read_npy(body, top_k)
+    if not kind or kind in PICTURE_TYPES or kind.startswith("image/"):
+        return Batch([read_picture(body, bad_status=400)], top_k=top_k)
+    known = ", ".join(("image/*", *PICTURE_TYPES, "application/json", "application/x-npy"))
+    raise RequestError(415, "unsupported_type", f"Content-Type {kind[:100]!r} is not one of: {known}")
+
+
+def custom_attributes(context: Any) -> str:
+    """SageMaker's custom attributes header from the toolkit's context; empty without one."""
+    headers = context.request_processor[0].get_request_properties() if context else {}
+    return next((text for name, text in headers.items() if name.lower() == ATTRIBUTES), "")
 
 
 def read_picture(data: bytes, bad_status: int) -> Image.Image:
@@ -364,7 +405,7 @@ def check_top_k(value: object) -> int:
 # --- encoding an answer
 
 
-def choose_accept(accept: str, task: str, *, several: bool = False) -> str:
+def choose_accept(accept: str | None, task: str, *, several: bool = False) -> str:
     """The content type of ours that an Accept header prefers, by its q values. Raises RequestError 406."""
     offered = (*ACCEPTS, PNG) if task == "segmentation" and not several else ACCEPTS
     wildcards = {"*/*": ACCEPTS[0], "*": ACCEPTS[0], "application/*": ACCEPTS[0], "image/*": PNG}
@@ -377,7 +418,8 @@ def choose_accept(accept: str, task: str, *, several: bool = False) -> str:
     for quality, kind in sorted(preferences, reverse=True, key=lambda preference: preference[0]):
         if quality.strip("0.") and kind in offered:
             return kind
-    raise RequestError(406, "not_acceptable", f"Accept {accept[:100]!r} is not one of: {', '.join(offered)}")
+    text = f"Accept {(accept or '')[:100]!r} is not one of: {', '.join(offered)}"
+    raise RequestError(406, "not_acceptable", text)
 
 
 def encode(prediction: Prediction) -> list[str]:

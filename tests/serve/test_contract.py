@@ -1,15 +1,20 @@
-"""The HTTP contract, row by row: all in process, and what HTTP or a server can change over each server."""
+"""The HTTP contract, row by row: all in process, and what HTTP or a server can change over each server.
+
+TOOLKIT=1 in the environment installs AWS's sagemaker-inference toolkit and runs these rows under it, too.
+"""
 
 import base64
 import io
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
+import toolkit_server
 from PIL import Image
 
 import fetch
@@ -19,6 +24,7 @@ import server
 from support import ROOT
 
 SERVERS = {"plain": "endpoint", "ray": "ray_endpoint", "docker": "docker_endpoint"}  # and their fixtures
+OTHERS = ["toolkit"] if os.environ.get("TOOLKIT") else []
 
 
 class Wire(tuple):
@@ -27,6 +33,14 @@ class Wire(tuple):
 
 def wire(*values: object) -> Wire:
     return Wire(values)
+
+
+class Plain(Wire):
+    """A row over HTTP, but not under the toolkit, which fails on JSON that is not UTF-8 before our code."""
+
+
+def not_utf8(*values: object) -> Plain:
+    return Plain(values)
 
 
 def rows(names: str = "", *values: object) -> Callable:
@@ -50,7 +64,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = []
     for number, value in enumerate(values):
         row = value if isinstance(value, tuple) else (value,)
-        for way in ["handlers", *SERVERS] if isinstance(value, Wire) else ["handlers"]:
+        others = OTHERS if isinstance(value, Wire) and not isinstance(value, Plain) else []
+        for way in ["handlers", *SERVERS, *others] if isinstance(value, Wire) else ["handlers"]:
             cases.append(pytest.param(way, *row, marks=group(way), id=f"{way}-{number}" if names else way))
     if cases:
         metafunc.parametrize(["send", *names], cases, indirect=["send"])
@@ -86,8 +101,29 @@ def send(request: pytest.FixtureRequest) -> Send:
             return Reply(inference.handle(model, body, lower))
 
         return in_process
+    if request.param == "toolkit":
+        return request.getfixturevalue("under_toolkit")
     url = request.getfixturevalue(SERVERS[request.param]).url
     return lambda body, headers: requests.post(f"{url}/invocations", body, headers=headers, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def under_toolkit(project, tmp_path_factory) -> Iterator[Send]:
+    """Send to the handlers under AWS's toolkit; of an error the body's first line, before the traceback."""
+    folder = tmp_path_factory.mktemp("toolkit")
+    toolkit_server.install(folder)
+    with toolkit_server.running(project / "model", folder) as ask:
+
+        def send(body: bytes, headers: dict[str, str]) -> Reply:
+            status, phrase, content_type, answer = ask(body, headers)
+            if status == 200:
+                return Reply(inference.Answer(status, content_type, answer))
+            first, _, trace = answer.partition(b"\n")
+            assert phrase == json.loads(first)["error"]
+            assert b"Traceback" in trace
+            return Reply(inference.Answer(status, "application/json", first))
+
+        yield send
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +317,7 @@ def test_400_for_a_truncated_picture(send, cat):
     check_error(post(send, cat[: len(cat) // 2]), 400, "not_a_picture", "truncated")
 
 
-@rows("body", wire(b""), b"{", b"[1,", wire(b"\xff"), b"[" * 100_000)
+@rows("body", wire(b""), b"{", b"[1,", not_utf8(b"\xff"), b"[" * 100_000)
 def test_400_for_broken_json(send, body):
     check_error(post(send, body, "application/json"), 400, "bad_json")
 
