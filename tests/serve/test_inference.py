@@ -1,6 +1,7 @@
 """The handlers without a server: which packages they need, and how loading fails."""
 
 import base64
+import contextlib
 import importlib.metadata
 import inspect
 import io
@@ -9,7 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +201,49 @@ def test_an_error_is_one_of_the_toolkits_where_that_is_installed(tmp_path):
     assert (status, phrase) == ("415", "unsupported_type")
     assert json.loads(message) == {"error": "unsupported_type", "message": sentence}
     assert sentence.startswith("Content-Type 'text/plain' is not one of: image/*")
+
+
+def test_large_json_is_parsed_under_the_permits_of_pictures(monkeypatch):
+    """And small JSON without: the addresses in it need not wait for pixels."""
+    parsing, parse = threading.Event(), inference.parse_json
+
+    def parse_json(body: bytes) -> dict:
+        parsing.set()
+        return parse(body)
+
+    monkeypatch.setattr(inference, "parse_json", parse_json)
+    monkeypatch.setattr(inference, "decode_slots", threading.BoundedSemaphore(1))
+    large = json.dumps({"image": "A" * inference.SMALL_JSON}).encode()
+    with ThreadPoolExecutor(1) as pool:
+        with inference.decode_slots:
+            assert inference.input_fn(b'{"image": "AAAA"}', "application/json").bad_status == 422
+            parsing.clear()
+            waiting = pool.submit(inference.input_fn, large, "application/json")
+            assert not parsing.wait(0.3)
+        assert waiting.result(30).bad_status == 422
+    assert parsing.is_set()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b'{"":0},' * 3_400_000 + b"0]",
+        b'{"instances": [' + b"[]," * 8_000_000 + b"0]}",
+        json.dumps({"image": "A " * 12_000_000}).encode(),
+        '{{"image": "{}😀"}}'.format("A" * 24_000_000).encode(),
+    ],
+    ids=["objects", "lists", "words", "wide"],
+)
+def test_json_never_takes_more_memory_than_a_picture(body):
+    """The largest body, parsed; a decoded picture may take 350 MB."""
+    tracemalloc.start()
+    with contextlib.suppress(inference.RequestError):
+        batch = inference.input_fn(body, "application/json")
+        assert isinstance(batch.pictures[0], inference.RequestError)
+    left, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 350e6
+    assert left < 10e6
 
 
 def test_503_before_the_model_is_loaded():

@@ -88,6 +88,11 @@ def test_ping_answers_at_once_while_pictures_are_being_decoded(url, project, mon
         assert {reply.result().status_code for reply in replies} == {200}
 
 
+def test_a_compressed_body_is_refused_over_http_too(url, project):
+    for encoding, status in (("gzip", 415), ("identity", 200)):
+        assert post(url, a_picture(project), **{"Content-Encoding": encoding}).status_code == status
+
+
 # --- failures and the log
 
 
