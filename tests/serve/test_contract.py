@@ -521,7 +521,8 @@ def test_the_limits_in_the_readme_are_those_of_the_code():
         f"with up to {inference.MAX_PICTURES} pictures",
         f"is {inference.Batch.top_k} by default",
         f"not received within {server.BODY_SECONDS} s",
-        f"{server.REQUEST_SLOTS} requests are being answered",
+        f"{server.REQUEST_SLOTS} requests are being answered, "
+        f"{server.SLOW_SLOTS} whose bodies take over {server.QUICK_SECONDS} s",
         f"or {inference.FETCH_SLOTS} that fetch addresses",
         f"http and https on ports {' and '.join(map(str, fetch.PORTS.values()))};",
         f"at most {fetch.MAX_REDIRECTS} redirects",
