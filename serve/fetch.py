@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import threading
@@ -16,12 +17,18 @@ import time
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 MAX_BYTES = 10 * 10**6
+MAX_ADDRESS = 2048  # characters
+MAX_HOST = 253  # characters, DNS's own limit; Python's idna codec takes seconds for 100,000
 MAX_REDIRECTS = 3
 CONNECT_SECONDS = 5
 PORTS = {"http": 80, "https": 443}
 SAFE = "/?%:@!$&'()*+,;=~[]"  # characters that are not percent-encoded
 GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")  # all that IANA has assigned as global unicast
-WRAPPED_IPV4 = [ipaddress.ip_network(n) for n in ("2002::/16", "2001::/32")]  # 6to4 and Teredo, inside of it
+# Inside of it: 6to4 and Teredo, which hold an IPv4 address, and RFC 9637's for documentation.
+NOT_PUBLIC_IPV6 = [ipaddress.ip_network(n) for n in ("2002::/16", "2001::/32", "3fff::/20")]
+RELAYS = ipaddress.ip_network("192.88.99.0/24")  # of 6to4, withdrawn by RFC 7526
+CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")  # int() takes a sign, underscores and spaces as well
+MAX_LINE = 4096  # bytes of a chunk's first line, which may have extensions
 
 
 class RefusedError(Exception):
@@ -61,7 +68,7 @@ def reason(error: Exception) -> str:
 
 def get(url: str, deadline: float) -> tuple[bytes, str | None]:
     """Send one GET: the body, and the address that it redirects to, if it does."""
-    parts = urlsplit(url)
+    parts = split(url)
     host, port = parts.hostname, parts.port or PORTS.get(parts.scheme, 0)
     if not host or parts.scheme not in PORTS or port not in PORTS.values():
         raise RefusedError("an address must be http or https, on port 80 or 443")
@@ -82,12 +89,45 @@ def get(url: str, deadline: float) -> tuple[bytes, str | None]:
             return b"", response.headers["Location"]
         if response.status != 200:
             raise FailedError(f"the address answered with status {response.status}")
-        body = response.read(MAX_BYTES + 1)
+        body = read_chunks(response) if response.chunked else response.read(MAX_BYTES + 1)
     if len(body) > MAX_BYTES:
         raise FailedError(f"the address has more than {MAX_BYTES // 10**6} MB")
     if time.monotonic() >= deadline:  # the watchdog may have cut the body short without an error
         raise TimeoutError
     return body, None
+
+
+def split(url: str) -> SplitResult:
+    """An address's parts. Raises FailedError, before anything else looks at it, if it is too long."""
+    if len(url) > MAX_ADDRESS:
+        raise FailedError(f"the address has more than {MAX_ADDRESS:,} characters")
+    parts = urlsplit(url)
+    if len(parts.hostname or "") > MAX_HOST:
+        raise FailedError(f"the address's host has more than {MAX_HOST} characters")
+    return parts
+
+
+def read_chunks(response: http.client.HTTPResponse) -> bytes:
+    """A chunked body, up to the chunk with which it exceeds MAX_BYTES; the trailer is not read.
+
+    http.client itself takes a chunk's size as it comes: at -1 it would read until the connection ends. Raises
+    HTTPException if the body is malformed or ends early.
+    """
+    body = bytearray()
+    while len(body) <= MAX_BYTES:
+        line = response.fp.readline(MAX_LINE)
+        digits = line.partition(b";")[0].strip()
+        if not line.endswith(b"\n") or not CHUNK_SIZE.fullmatch(digits):
+            raise http.client.HTTPException
+        size = int(digits, 16)
+        if size == 0:
+            break
+        wanted = min(size, MAX_BYTES + 1 - len(body))
+        chunk = response.fp.read(wanted)
+        body += chunk
+        if len(chunk) < wanted or (wanted == size and response.fp.readline(MAX_LINE).strip()):
+            raise http.client.HTTPException
+    return bytes(body)
 
 
 def target(parts: SplitResult) -> str:
@@ -130,7 +170,9 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6 and ip.ipv4_mapped:
         ip = ip.ipv4_mapped
-    if ip.version == 6 and (ip not in GLOBAL_IPV6 or any(ip in network for network in WRAPPED_IPV4)):
+    if ip.version == 6 and (ip not in GLOBAL_IPV6 or any(ip in network for network in NOT_PUBLIC_IPV6)):
+        return False
+    if ip.version == 4 and ip in RELAYS:
         return False
     return ip.is_global and not ip.is_multicast
 

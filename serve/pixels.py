@@ -20,6 +20,8 @@ MAX_SCANS = 200  # of a progressive JPEG: each takes a few bytes, and a pass ove
 # for 50 megapixels, and does not hold a file to the size in its header: one of 6 kB took 1.3 GB.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"avif", b"avis"}  # brands, ISO/IEC 23008-12
+# How files of FORMATS start. No JSON starts like that.
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PadMode = Literal["constant", "edge", "reflect"]
 # fastai's names to numpy's
 PAD_MODES: dict[str, PadMode] = {"zeros": "constant", "border": "edge", "reflection": "reflect"}
@@ -68,6 +70,11 @@ def open_picture(data: bytes) -> Image.Image:
     if excessive or (picture.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS):
         raise TooLargeError("the picture needs too much memory or time to decode: re-save it")
     return picture
+
+
+def starts_like_picture(data: bytes) -> bool:
+    """Whether the first bytes are those of a picture's format, HEIC and AVIF among them."""
+    return data.startswith(SIGNATURES) or is_heif(data)
 
 
 def is_heif(data: bytes) -> bool:

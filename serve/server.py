@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import anyio.to_thread
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 MODEL_DIR = Path(os.environ.get("SM_MODEL_DIR", Path(__file__).resolve().parents[1]))
 REQUEST_SLOTS = 64  # requests at the same time: each may hold a body of 25 MB, and waits for those before it
 BODY_SECONDS = 30  # to receive a body
+QUICK_SECONDS = 1  # after these, a body that is still arriving needs one of the SLOW_SLOTS as well
+SLOW_SLOTS = REQUEST_SLOTS // 2  # so that clients that send slowly leave room for the others
 KEEP_ALIVE_SECONDS = 75  # longer than load balancers (AWS's: 60 s), or they reuse a closed connection
 CLOSING_SECONDS = 1  # after SIGTERM, to send "Connection: close" to the clients on open connections
 DRAIN_SECONDS = 25  # after that, to finish requests in flight; SageMaker sends SIGKILL 30 s after SIGTERM
@@ -56,6 +59,7 @@ M_MMAP_THRESHOLD = -3  # mallopt(3), malloc.h
 MMAP_BYTES = 4 * 2**20
 
 request_slots = asyncio.Semaphore(REQUEST_SLOTS)
+slow_slots = asyncio.Semaphore(SLOW_SLOTS)
 # Handler threads: every request that may fetch addresses, and as many as may decode.
 threads = anyio.CapacityLimiter(FETCH_SLOTS + DECODE_SLOTS)
 log = logging.getLogger("server")
@@ -73,8 +77,8 @@ class Parser(argparse.ArgumentParser):
 async def answer(model: Model | None, request: Request) -> Response:
     """Run the handlers for one HTTP request, on another thread: the event loop stays free for /ping.
 
-    503 at once if all REQUEST_SLOTS are taken, 408 if the body is not received within BODY_SECONDS. Sets
-    `request.state.id`, which a status 500 repeats, and `request.state.bytes`, the length of the body.
+    503 if all REQUEST_SLOTS are taken, 400, 408 and 503 as `receive` says. Sets `request.state.id`, which a
+    status 500 repeats, and `request.state.bytes`, the length of the body.
     """
     state = request.state
     given = request.headers.get("x-amzn-sagemaker-inference-id", "")[:64]
@@ -84,16 +88,50 @@ async def answer(model: Model | None, request: Request) -> Response:
         return reply(refuse(RequestError(503, "busy", "too many requests at once: try again in a second")))
     async with request_slots:
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                body = await read_body(request)
+            body = await receive(request)
         except ClientDisconnect:
             return Response(status_code=400)  # only for the log: the connection is closed
-        except TimeoutError:
-            text = f"the body was not received within {BODY_SECONDS} s: send a smaller picture"
-            return reply(refuse(RequestError(408, "slow_body", text)), Connection="close")
+        except RequestError as error:
+            return reply(refuse(error), Connection="close")
         state.bytes = len(body)
         work = partial(handle, model, body, request.headers, state.id)
         return reply(await anyio.to_thread.run_sync(work, limiter=threads))
+
+
+async def receive(request: Request) -> bytes:
+    """The request's body. Raises ClientDisconnect, or RequestError: the connection is then to be closed.
+
+    400 if its length is ambiguous, 408 if it takes over BODY_SECONDS, 503 if it takes over QUICK_SECONDS
+    while as many as SLOW_SLOTS others do.
+    """
+    check_length(request.headers)
+    reading = asyncio.create_task(read_body(request))
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            await asyncio.wait({reading}, timeout=QUICK_SECONDS)
+            if reading.done():
+                return reading.result()
+            if slow_slots.locked():
+                text = "too many bodies arrive slowly: try again in a second, or send a smaller picture"
+                raise RequestError(503, "busy", text)
+            async with slow_slots:
+                return await reading
+    except TimeoutError:
+        text = f"the body was not received within {BODY_SECONDS} s: send a smaller picture"
+        raise RequestError(408, "slow_body", text) from None
+    finally:
+        reading.cancel()
+
+
+def check_length(headers: Headers) -> None:
+    """Raise RequestError 400 unless every HTTP parser finds the same end of the body (RFC 9112, 6.3).
+
+    The container image has h11, which takes both headers, and development httptools, which does not.
+    """
+    encodings = headers.getlist("transfer-encoding")
+    if encodings and ("content-length" in headers or [text.lower() for text in encodings] != ["chunked"]):
+        text = "a body has either a Content-Length or Transfer-Encoding: chunked: send one of them"
+        raise RequestError(400, "bad_length", text)
 
 
 def reply(answer: Answer, **headers: str) -> Response:

@@ -14,6 +14,7 @@ MADE_BY_USERS = (  # paths that a user or a task makes, and units that look like
     "config/mine.yaml",
     "config.yaml",
     "application/",
+    "binary/",
     "image/",
     "pictures/s",
     "requests/s",

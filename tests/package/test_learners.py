@@ -361,7 +361,7 @@ def test_points(pictures, packed, item_tfms):
     facts = spec(folder)
     assert (facts["task"], facts["labels"]) == ("points", [])
     assert facts["parity"]["max_difference"] < 0.01
-    model = inference.model_fn(folder, "fp32")
+    model = inference.load_model(folder, "fp32")
     for entry in json.loads((folder.parent / "train" / "validation.json").read_text()):
         body = (folder.parent / "train" / entry["file"]).read_bytes()
         answer = json.loads(inference.handle(model, body, {}).body)
@@ -443,7 +443,7 @@ def test_segmentation(pictures, packed, attention):
         "tolerance": 1e-4,
         "unit": " of a mask's pixels",
     }
-    model = inference.model_fn(folder, "fp32")
+    model = inference.load_model(folder, "fp32")
     entry = json.loads((folder.parent / "train" / "validation.json").read_text())[0]
     body = (folder.parent / "train" / entry["file"]).read_bytes()
     reply = inference.handle(model, body, {"accept": "image/png"})

@@ -324,7 +324,7 @@ def test_fast_packs_and_serves_int8(trained, model, tmp_path, all_modes, monkeyp
     assert facts["candidates"]["draft"].keys() == keys - {"side"}
     assert facts["shrink"]["pictures"] == facts["candidates"]["draft"]["pictures"] == 2
     assert archive.main(["--model", str(model), "--out", str(tmp_path / "model.tar.gz")]) == 0
-    int8, fp32 = (inference.model_fn(model, mode) for mode in ("int8", "fp32"))
+    int8, fp32 = (inference.load_model(model, mode) for mode in ("int8", "fp32"))
     for entry in json.loads((trained / "validation.json").read_text()):
         batch = (trained / entry["file"]).read_bytes()
         first, second = (

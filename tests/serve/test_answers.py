@@ -463,7 +463,7 @@ def test_an_answer_that_sagemaker_would_not_relay_is_refused(tmp_path, monkeypat
     pictures = PHOTO if accept == "image/png" else {"instances": [b64(PHOTO)] * 8}
     assert ask(model, pictures, accept)[0] == 200
     monkeypatch.setattr(inference, "MAX_BODY", 50 if accept == "image/png" else 1500)
-    monkeypatch.setattr(inference, "input_fn", lambda *_: batch)
+    monkeypatch.setattr(inference, "read_request", lambda *_: batch)
     batch = inference.Batch([Image.open(io.BytesIO(PHOTO)) for _ in range(8)], several=accept != "image/png")
     status, answer = ask(model, b"", accept)
     assert (status, answer["error"]) == (413, "too_large")

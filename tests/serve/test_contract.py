@@ -1,15 +1,20 @@
-"""The HTTP contract, row by row: all in process, and what HTTP or a server can change over each server."""
+"""The HTTP contract, row by row: all in process, and what HTTP or a server can change over each server.
+
+TOOLKIT=1 in the environment installs AWS's sagemaker-inference toolkit and runs these rows under it, too.
+"""
 
 import base64
 import io
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
+import toolkit_server
 from PIL import Image
 
 import fetch
@@ -19,6 +24,7 @@ import server
 from support import ROOT
 
 SERVERS = {"plain": "endpoint", "ray": "ray_endpoint", "docker": "docker_endpoint"}  # and their fixtures
+OTHERS = ["toolkit"] if os.environ.get("TOOLKIT") else []
 
 
 class Wire(tuple):
@@ -27,6 +33,14 @@ class Wire(tuple):
 
 def wire(*values: object) -> Wire:
     return Wire(values)
+
+
+class Served(Wire):
+    """A row over HTTP, but not under the toolkit: it decides on these before our code."""
+
+
+def served(*values: object) -> Served:
+    return Served(values)
 
 
 def rows(names: str = "", *values: object) -> Callable:
@@ -50,7 +64,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = []
     for number, value in enumerate(values):
         row = value if isinstance(value, tuple) else (value,)
-        for way in ["handlers", *SERVERS] if isinstance(value, Wire) else ["handlers"]:
+        others = OTHERS if isinstance(value, Wire) and not isinstance(value, Served) else []
+        for way in ["handlers", *SERVERS, *others] if isinstance(value, Wire) else ["handlers"]:
             cases.append(pytest.param(way, *row, marks=group(way), id=f"{way}-{number}" if names else way))
     if cases:
         metafunc.parametrize(["send", *names], cases, indirect=["send"])
@@ -86,8 +101,29 @@ def send(request: pytest.FixtureRequest) -> Send:
             return Reply(inference.handle(model, body, lower))
 
         return in_process
+    if request.param == "toolkit":
+        return request.getfixturevalue("under_toolkit")
     url = request.getfixturevalue(SERVERS[request.param]).url
     return lambda body, headers: requests.post(f"{url}/invocations", body, headers=headers, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def under_toolkit(project, tmp_path_factory) -> Iterator[Send]:
+    """Send to the handlers under AWS's toolkit; of an error the body's first line, before the traceback."""
+    folder = tmp_path_factory.mktemp("toolkit")
+    toolkit_server.install(folder)
+    with toolkit_server.running(project / "model", folder) as ask:
+
+        def send(body: bytes, headers: dict[str, str]) -> Reply:
+            status, phrase, content_type, answer = ask(body, headers)
+            if status == 200:
+                return Reply(inference.Answer(status, content_type, answer))
+            first, _, trace = answer.partition(b"\n")
+            assert phrase == json.loads(first)["error"]
+            assert b"Traceback" in trace
+            return Reply(inference.Answer(status, "application/json", first))
+
+        yield send
 
 
 @pytest.fixture(scope="module")
@@ -163,11 +199,19 @@ def test_one_picture_has_one_answer_best_first(send, cat):
     wire("PNG", "IMAGE/PNG; charset=binary"),
     wire("PNG", "application/x-image"),
     wire("PNG", "application/octet-stream"),
+    wire("PNG", "binary/octet-stream"),
     wire("PNG", ""),
+    served("PNG", "application/json"),  # JSON that is not UTF-8
+    *((kind, "application/json") for kind in ("JPEG", "WEBP", "GIF", "BMP", "TIFF")),
 )
 def test_every_picture_type_is_read(send, kind, content_type):
     picture = Image.new("RGB", (60, 80), (200, 120, 40))
     assert post(send, encode(picture, kind), content_type).json()["predictions"]
+
+
+@rows("", wire())
+def test_a_picture_needs_no_content_type(send, cat):
+    assert send(cat, {}).json() == post(send, cat).json()
 
 
 @rows()
@@ -180,6 +224,26 @@ def test_json_image_answers_as_the_bytes_do(send, cat):
     assert post(send, b64(cat)).json() == post(send, cat).json()
 
 
+def base64_variants(data: bytes) -> list[str]:
+    """The same bytes as browsers, MIME and URL-safe encoders write them."""
+    text, safe = base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()
+    lines = base64.encodebytes(data).decode()
+    urls = f"data:image/jpeg;base64,{text}", f" DATA:;Base64,{safe}"
+    return [*urls, lines, safe, safe.rstrip("="), text.rstrip("=")]
+
+
+@rows("variant", wire(0), *range(1, 6))
+def test_base64_may_be_written_in_any_way(send, cat, variant):
+    for data in (cat, cat + b"\xfb", cat + b"\xfb\xff"):  # every length of padding; decoders ignore the end
+        assert post(send, {"image": base64_variants(data)[variant]}).json() == post(send, cat).json()
+
+
+@rows("", wire())
+def test_a_data_url_may_be_sent_as_an_address(send, cat):
+    assert post(send, {"url": base64_variants(cat)[0]}).json() == post(send, cat).json()
+    check_error(post(send, {"url": "data:image/svg+xml,<svg/>"}), 422, "no_picture", "not base64")
+
+
 @rows("", wire())
 def test_npy_answers_as_the_picture_does(send, cat):
     array = np.asarray(Image.open(io.BytesIO(cat)))
@@ -189,7 +253,7 @@ def test_npy_answers_as_the_picture_does(send, cat):
 @rows()
 def test_several_pictures_keep_their_order_and_a_bad_one_affects_no_other(send, cat):
     grey = encode(Image.new("RGB", (50, 50), "grey"), "PNG")
-    instances = [b64(cat), b64(b"no picture"), {"what": 1}, b64(grey), {"image": "abc"}, b64(cat[:300]), "x"]
+    instances = [b64(cat), b64(b"no picture"), {"what": 1}, b64(grey), {"image": "*"}, b64(cat[:300]), "x"]
     answers = post(send, {"instances": instances}).json()["predictions"]
     assert [a.get("error") for a in answers] == [
         None, "not_a_picture", "no_picture", None, "no_picture", "not_a_picture", "no_picture",
@@ -276,12 +340,31 @@ def test_400_for_heic_and_avif_says_what_to_do(send):
     check_error(post(send, b64(heic)), 422, "not_a_picture", "HEIC and AVIF pictures cannot be read: convert")
 
 
+@rows("variant", wire(0), *range(1, 6))
+def test_400_for_base64_sent_as_a_picture_says_what_to_do(send, cat, variant):
+    for text in (base64_variants(cat)[variant], f'"{base64_variants(cat)[variant]}"'):
+        check_error(post(send, text.encode()), 400, "not_a_picture", "this is base64, not a picture's bytes")
+    twice = base64.b64encode(base64_variants(cat)[variant].encode()).decode()
+    check_error(post(send, {"image": twice}), 422, "not_a_picture", "this is base64")
+
+
+@rows(
+    "content_type code",
+    wire("image/jpeg", "not_a_picture"),
+    wire("application/json", "bad_json"),
+    ("application/x-npy", "not_a_picture"),
+    ("", "not_a_picture"),
+)
+def test_400_for_an_empty_body_says_so(send, content_type, code):
+    check_error(post(send, b"", content_type), 400, code, "the body is empty")
+
+
 @rows()
 def test_400_for_a_truncated_picture(send, cat):
     check_error(post(send, cat[: len(cat) // 2]), 400, "not_a_picture", "truncated")
 
 
-@rows("body", wire(b""), b"{", b"[1,", wire(b"\xff"), b"[" * 100_000)
+@rows("body", wire(b""), b"{", b"[1,", served(b"\xff"), b"[" * 100_000)
 def test_400_for_broken_json(send, body):
     check_error(post(send, body, "application/json"), 400, "bad_json")
 
@@ -331,6 +414,41 @@ def test_413_for_a_picture_over_50_megapixels(send):
 )
 def test_415_lists_what_is_accepted(send, cat, content_type):
     check_error(post(send, cat, content_type), 415, "unsupported_type", "image/*, application/x-image")
+
+
+@rows("content_type", wire("multipart/form-data; boundary=x"), wire("application/x-www-form-urlencoded"))
+def test_415_for_a_form_says_what_to_do(send, cat, content_type):
+    check_error(post(send, cat, content_type), 415, "unsupported_type", "--data-binary @cat.jpg, not -F")
+
+
+@rows("encoding", "gzip", "br", "identity, gzip", "é" * 900)
+def test_415_for_a_content_encoding(send, cat, encoding):
+    check_error(post(send, cat, Content_Encoding=encoding), 415, "unsupported_type", "Content-Encoding")
+
+
+@rows("encoding", wire("identity"), "", "Identity ")
+def test_a_body_that_is_not_encoded_may_say_so(send, cat, encoding):
+    assert post(send, cat, Content_Encoding=encoding).status_code == 200
+
+
+@rows(
+    "body",
+    wire(b"[" + b'{"":0},' * 100_000 + b"0]"),
+    b'{"instances": [' + b"[]," * 150_000 + b"0]}",
+    b'{"image": "' + b"," * 300_001 + b'"}',
+    ('{"image": "' + "é" * 200_000 + '"}').encode(),
+    json.dumps({"image": [0] * 400_000}).encode("utf-16"),
+)
+def test_413_for_json_of_much_else_than_base64(send, body):
+    check_error(post(send, body, "application/json"), 413, "too_large", "300 kB beside the base64")
+
+
+@rows("encoding", "utf-8", "utf-8-sig", "utf-16", "utf-32")
+def test_json_of_much_base64_is_read(send, cat, encoding):
+    padded = base64.b64encode(cat + bytes(400_000)).decode()
+    for text in (padded, padded.replace("/", "\\/"), padded.replace("A", "A\\r\\n")):
+        body = f'{{"instances": [{{"image": "{text}"}}]}}'.encode(encoding)
+        assert post(send, body, "application/json").json()["predictions"] == [post(send, cat).json()]
 
 
 @rows(
@@ -403,10 +521,13 @@ def test_the_limits_in_the_readme_are_those_of_the_code():
         f"with up to {inference.MAX_PICTURES} pictures",
         f"is {inference.Batch.top_k} by default",
         f"not received within {server.BODY_SECONDS} s",
-        f"{server.REQUEST_SLOTS} requests are being answered",
+        f"{server.REQUEST_SLOTS} requests are being answered, "
+        f"{server.SLOW_SLOTS} whose bodies take over {server.QUICK_SECONDS} s",
         f"or {inference.FETCH_SLOTS} that fetch addresses",
         f"http and https on ports {' and '.join(map(str, fetch.PORTS.values()))};",
         f"at most {fetch.MAX_REDIRECTS} redirects",
+        f"{fetch.MAX_ADDRESS:,} characters, {fetch.MAX_HOST} of them for the host",
+        f"JSON of more than {inference.MAX_JSON // 1000} kB beside its base64",
         f"at most {fetch.MAX_BYTES // 10**6} MB, waits {fetch.CONNECT_SECONDS} s for a connection",
         f"and {inference.FETCH_SECONDS} s for all addresses",
         f"`Connection: close` for {server.CLOSING_SECONDS} s",

@@ -4,6 +4,7 @@ Host names are resolved by the tests, and connections to one public IP address a
 loopback; the guard itself runs unchanged, down to the IP address that it connects to.
 """
 
+import contextlib
 import datetime
 import http.server
 import io
@@ -12,6 +13,8 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,27 @@ def png(width: int = 40, height: int = 30) -> bytes:
     return out.getvalue()
 
 
+PNG = png()
+HALF = len(PNG) // 2
+MEGABYTE = b"100000\r\n" + bytes(2**20) + b"\r\n"
+CHUNKS: dict[str, Iterable[bytes]] = {
+    "whole": [b"%X\r\n%b\r\n0\r\n\r\n" % (len(PNG), PNG)],
+    "split": [b"%x;a=b\r\n%b\r\n" % (len(part), part) for part in (PNG[:HALF], PNG[HALF:])]
+    + [b"000\r\nTrailer: x\r\n\r\n"],
+    "minus": [b"-1\r\n", *[bytes(2**20)] * 50],
+    "plus": [b"+1\r\nx\r\n0\r\n\r\n"],
+    "underscore": [b"1_0\r\n" + bytes(16) + b"\r\n0\r\n\r\n"],
+    "none": [b"\r\n"],
+    "word": [b"size\r\n"],
+    "long": [b"1;" + b"x" * 5000 + b"\r\nx\r\n0\r\n\r\n"],
+    "longer": [b"2\r\nxyz\r\n0\r\n\r\n"],
+    "early": [b"ff\r\nx"],
+    "no-end": [b"1\r\nx\r\n"],
+    "many": [MEGABYTE] * 50,
+    "huge": [b"fffffffffffffff\r\n", *[bytes(2**20)] * 50],
+}
+
+
 class Site(http.server.BaseHTTPRequestHandler):
     """A public web site with pictures, redirects and slow answers."""
 
@@ -49,6 +73,8 @@ class Site(http.server.BaseHTTPRequestHandler):
         page = self.path.partition("?")[0]
         if page == "/cat.png":
             self.reply(200, png())
+        elif page == "/to/long":
+            self.reply(302, b"", Location=f"http://{'a' * 60_000}/")
         elif page.startswith("/to/"):
             self.reply(302, b"", Location=self.path.removeprefix("/to/"))
         elif page.startswith("/again/"):
@@ -58,6 +84,8 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.reply(200, bytes(fetch.MAX_BYTES + 1))
         elif page == "/page":
             self.reply(200, b"<html>no picture</html>")
+        elif page.startswith("/chunks/"):
+            self.chunks(page.removeprefix("/chunks/"))
         elif page in ("/drip", "/drip-headers"):
             self.drip(page)
         elif page == "/late":
@@ -74,6 +102,14 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def chunks(self, name: str) -> None:
+        """A chunked answer; the connection is closed after it."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for part in CHUNKS[name]:
+                self.wfile.write(part)
+        self.close_connection = True
 
     def drip(self, page: str) -> None:
         """A byte every tenth of a second, for 30 seconds."""
@@ -189,6 +225,10 @@ def test_several_addresses_are_fetched_at_once_and_a_bad_one_affects_no_other(qu
         "http://[::ffff:0:127.0.0.1]/",
         "http://[fec0::1]/",
         "http://[2002:7f00:1::]/",
+        "http://[3fff::1]/",
+        "http://[3fff:fff:ffff::1]/",
+        "http://192.88.99.1/",
+        "http://[::ffff:192.88.99.1]/",
         "http://[fe80::1]/",
         "http://[fd00:ec2::254]/",
         "http://[ff02::1]/",
@@ -262,6 +302,41 @@ def test_the_next_address_is_tried_when_one_does_not_answer(site):
 def test_an_unusable_answer_has_the_reason(site, path, message):
     with pytest.raises(fetch.FailedError, match=message):
         get(f"http://pets.example{path}")
+
+
+@pytest.mark.parametrize("name", ["whole", "split"])
+def test_a_chunked_answer_is_read(site, name):
+    assert get(f"http://pets.example/chunks/{name}") == PNG
+
+
+@pytest.mark.parametrize("name", sorted(set(CHUNKS) - {"whole", "split"}))
+def test_a_chunked_answer_never_takes_more_memory_than_its_limit(site, name):
+    """At a size of -1 http.client reads all that comes."""
+    tracemalloc.start()
+    with pytest.raises(fetch.FailedError, match=r"10 MB$" if name in ("many", "huge") else r"not HTTP$"):
+        get(f"http://pets.example/chunks/{name}")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * fetch.MAX_BYTES
+
+
+@pytest.mark.parametrize(
+    ("url", "message", "hops"),
+    [
+        (f"http://pets.example/{'x' * 2048}", "2,048 characters", 0),
+        (f"http://{'é' * 100_000}/", "2,048 characters", 0),
+        (f"http://{'é' * 254}/", "253 characters", 0),
+        (f"http://pets.example/to/http://{'a' * 254}/", "253 characters", 1),
+        ("http://pets.example/to/long", "2,048 characters", 1),
+    ],
+    ids=["path", "long host", "host", "redirect", "long redirect"],
+)
+def test_a_long_address_is_not_looked_at(site, url, message, hops):
+    """Python's idna codec takes 2 s of a core for 100,000 letters é."""
+    _, connections = site
+    with pytest.raises(fetch.FailedError, match=message):
+        get(url)
+    assert len(connections) == hops
 
 
 @pytest.mark.parametrize("page", ["/drip", "/drip-headers"])

@@ -1,17 +1,25 @@
 """The handlers without a server: which packages they need, and how loading fails."""
 
+import base64
+import contextlib
 import importlib.metadata
+import inspect
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from PIL import Image
 
 import inference
 from support import ROOT
@@ -104,6 +112,138 @@ def test_the_four_handlers_one_after_the_other(project):
     assert prediction.outputs.dtype == np.float32
     assert content_type == "application/json"
     assert json.loads(body)["class"] == model.labels[prediction.outputs[0].argmax()]
+
+
+@pytest.mark.parametrize(
+    ("handler", "count"), [("model_fn", 1), ("input_fn", 3), ("predict_fn", 2), ("output_fn", 2)]
+)
+def test_the_handlers_have_the_parameters_that_sagemakers_toolkit_counts(handler, count):
+    """1, 2, 2 and 2; where there is one more, the toolkit passes its context there."""
+    parameters = list(inspect.signature(getattr(inference, handler)).parameters)
+    assert len(parameters) == count
+    assert parameters[-1] == "context" or count < 3
+
+
+class Context:
+    """What the toolkit's context has of a request."""
+
+    def __init__(self, **headers: str) -> None:
+        self.headers = {name.replace("_", "-"): text for name, text in headers.items()}
+        self.request_processor = [self]
+
+    def get_request_properties(self) -> dict[str, str]:
+        return self.headers
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_body_may_be_of_any_type_of_bytes(project, kind):
+    picture = sorted((project / "train" / "pictures").iterdir())[0].read_bytes()
+    array = io.BytesIO()
+    np.save(array, np.zeros((4, 5, 3), np.uint8))
+    for body, content_type in (
+        (picture, None),
+        (picture, "image/jpeg"),
+        (array.getvalue(), "application/x-npy"),
+        (json.dumps({"image": base64.b64encode(picture).decode()}).encode(), "application/json"),
+    ):
+        batch = inference.input_fn(kind(body), content_type)
+        assert [isinstance(picture, Image.Image) for picture in batch.pictures] == [True]
+
+
+def test_a_body_of_json_may_be_text(project):
+    picture = sorted((project / "train" / "pictures").iterdir())[0].read_bytes()
+    body = json.dumps({"image": base64.b64encode(picture).decode(), "top_k": 2})
+    assert inference.input_fn(body, "application/json").top_k == 2
+    with pytest.raises(inference.RequestError) as error:
+        inference.input_fn('{"image": "é\ud800"', "application/json")
+    assert error.value.answer["error"] == "bad_json"
+
+
+def test_top_k_comes_from_the_toolkits_context(project):
+    picture = sorted((project / "train" / "pictures").iterdir())[0].read_bytes()
+    for name in ("X_Amzn_SageMaker_Custom_Attributes", "x_amzn_sagemaker_custom_attributes"):
+        assert inference.input_fn(picture, None, Context(**{name: "top_k=2"})).top_k == 2
+    assert inference.input_fn(picture, None, Context(Accept="*/*")).top_k == inference.Batch.top_k
+    assert inference.input_fn(picture, None, None).top_k == inference.Batch.top_k
+
+
+def test_without_an_accept_the_answer_is_json(project):
+    model = inference.model_fn(project / "model")
+    picture = sorted((project / "train" / "pictures").iterdir())[0].read_bytes()
+    prediction = inference.predict_fn(inference.input_fn(picture, None), model)
+    assert inference.output_fn(prediction, None) == inference.output_fn(prediction, "application/json")
+
+
+TOOLKIT_ERRORS = """
+class BaseInferenceToolkitError(Exception):
+    def __init__(self, status_code, message, phrase):
+        super().__init__(status_code, message, phrase)
+"""
+RAISE = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from sagemaker_inference.errors import BaseInferenceToolkitError
+from inference import RequestError, input_fn
+try:
+    input_fn(b"x", "text/plain")
+except BaseInferenceToolkitError as error:
+    print(error.status_code, error.phrase, error.message, error, sep="\\n")
+"""
+
+
+def test_an_error_is_one_of_the_toolkits_where_that_is_installed(tmp_path):
+    """As in sagemaker_inference/errors.py; `TOOLKIT=1` runs the contract under the real one."""
+    (tmp_path / "sagemaker_inference").mkdir()
+    (tmp_path / "sagemaker_inference" / "errors.py").write_text(TOOLKIT_ERRORS)
+    command = [sys.executable, "-B", "-c", RAISE, tmp_path, ROOT / "serve"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    status, phrase, message, sentence = done.stdout.splitlines()
+    assert (status, phrase) == ("415", "unsupported_type")
+    assert json.loads(message) == {"error": "unsupported_type", "message": sentence}
+    assert sentence.startswith("Content-Type 'text/plain' is not one of: image/*")
+
+
+def test_large_json_is_parsed_under_the_permits_of_pictures(monkeypatch):
+    """And small JSON without: the addresses in it need not wait for pixels."""
+    parsing, parse = threading.Event(), inference.parse_json
+
+    def parse_json(body: bytes) -> dict:
+        parsing.set()
+        return parse(body)
+
+    monkeypatch.setattr(inference, "parse_json", parse_json)
+    monkeypatch.setattr(inference, "decode_slots", threading.BoundedSemaphore(1))
+    large = json.dumps({"image": "A" * inference.SMALL_JSON}).encode()
+    with ThreadPoolExecutor(1) as pool:
+        with inference.decode_slots:
+            assert inference.input_fn(b'{"image": "AAAA"}', "application/json").bad_status == 422
+            parsing.clear()
+            waiting = pool.submit(inference.input_fn, large, "application/json")
+            assert not parsing.wait(0.3)
+        assert waiting.result(30).bad_status == 422
+    assert parsing.is_set()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b'{"":0},' * 3_400_000 + b"0]",
+        b'{"instances": [' + b"[]," * 8_000_000 + b"0]}",
+        json.dumps({"image": "A " * 12_000_000}).encode(),
+        '{{"image": "{}😀"}}'.format("A" * 24_000_000).encode(),
+    ],
+    ids=["objects", "lists", "words", "wide"],
+)
+def test_json_never_takes_more_memory_than_a_picture(body):
+    """The largest body, parsed; a decoded picture may take 350 MB."""
+    tracemalloc.start()
+    with contextlib.suppress(inference.RequestError):
+        batch = inference.input_fn(body, "application/json")
+        assert isinstance(batch.pictures[0], inference.RequestError)
+    left, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 350e6
+    assert left < 10e6
 
 
 def test_503_before_the_model_is_loaded():

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -239,6 +240,30 @@ def test_bodies_that_are_not_received_are_408_and_release_their_slot(model, proj
         assert Query(a_picture(project), {}).send(url).status_code == 200
 
 
+def test_slow_bodies_leave_room_for_quick_ones(model, project, monkeypatch):
+    monkeypatch.setattr(server, "request_slots", asyncio.Semaphore(4))
+    monkeypatch.setattr(server, "slow_slots", asyncio.Semaphore(2))
+    monkeypatch.setattr(server, "QUICK_SECONDS", 0.2)
+    picture = a_picture(project)
+    with in_thread(model) as url, contextlib.ExitStack() as open_callers:
+        callers = [open_callers.enter_context(expecting(url, len(picture))) for _ in range(4)]
+        refused, _, _ = select.select(callers, [], [], WAIT_SECONDS)
+        while len(refused) < 2:
+            refused, _, _ = select.select(callers, [], [], WAIT_SECONDS)
+        for caller in refused:
+            reply = http.client.HTTPResponse(caller)
+            reply.begin()
+            assert (reply.status, json.loads(reply.read())["error"]) == (503, "busy")
+            assert reply.headers["Retry-After"] == "1"
+            assert caller.recv(1) == b""  # closed
+        assert Query(picture, {}).send(url).status_code == 200
+        for caller in set(callers) - set(refused):
+            caller.sendall(picture)
+            reply = http.client.HTTPResponse(caller)
+            reply.begin()
+            assert reply.status == 200
+
+
 def wait_until_free(slots: asyncio.Semaphore) -> None:
     """Wait until a semaphore has a free slot: the server has noticed that the client hung up."""
     deadline = time.monotonic() + WAIT_SECONDS
@@ -253,12 +278,12 @@ def test_a_burst_over_the_bound_gets_503_from_ray(ray_endpoint):
     picture, address = a_picture(ray_endpoint.project), ray_address(ray_endpoint)
     count = server.REQUEST_SLOTS + 8
     callers = [http.client.HTTPConnection(address, timeout=WAIT_SECONDS) for _ in range(count)]
-    for caller in callers:  # each holds its slot as long as half of its body is missing
+    for caller in callers:  # some hold their slot as long as most of the body is missing
         caller.putrequest("POST", "/")
         caller.putheader("Content-Length", str(len(picture)))
         caller.endheaders(picture[:100])
     waiting = {caller.sock: caller for caller in callers}
-    for _ in range(8):
+    for _ in range(count - server.SLOW_SLOTS):
         readable, _, _ = select.select(list(waiting), [], [], WAIT_SECONDS)
         reply = waiting.pop(readable[0]).getresponse()
         assert (reply.status, json.loads(reply.read())["error"]) == (503, "busy")

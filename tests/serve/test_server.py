@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import uvicorn
 from plain_server import (
     GATED_LOAD,
     GATED_PREDICT,
@@ -86,6 +87,41 @@ def test_ping_answers_at_once_while_pictures_are_being_decoded(url, project, mon
         assert requests.get(f"{url}/ping", timeout=2).status_code == 200
         gate.set()
         assert {reply.result().status_code for reply in replies} == {200}
+
+
+def test_a_compressed_body_is_refused_over_http_too(url, project):
+    for encoding, status in (("gzip", 415), ("identity", 200)):
+        assert post(url, a_picture(project), **{"Content-Encoding": encoding}).status_code == status
+
+
+PARSERS = {"h11": "h11_impl:H11Protocol", "httptools": "httptools_impl:HttpToolsProtocol"}
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+        "Content-Length: 4\r\nContent-Length: 5",
+        "Content-Length: +4",
+        "Transfer-Encoding: gzip, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+    ],
+)
+def test_a_body_without_one_certain_length_is_400_and_closed(model, monkeypatch, parser, head):
+    """The image has h11; development has httptools, which uvicorn prefers."""
+    pytest.importorskip(parser)
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", f"uvicorn.protocols.http.{PARSERS[parser]}")
+    with in_thread(model) as url:
+        wait_for_ping(url, 200)
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as caller:
+            hidden = "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
+            body = f"4\r\nabcd\r\n0\r\n\r\n{hidden}"
+            caller.sendall(f"POST /invocations HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n{body}".encode())
+            answer = caller.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 # --- failures and the log
