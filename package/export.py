@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from learner import CLASSIFIERS, LearnerError, as_item, find_task, one_line, read_learner
+from learner import CLASSIFIERS, LearnerError, as_item, class_names, find_task, one_line, read_learner
 from parity import DifferentError, check_parity, handlers
 from precision import CANDIDATES, choose
 from quantize import digests
@@ -46,7 +46,6 @@ FIRST = "run `invoke train` first, or for a Learner out of a notebook `invoke ad
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "rich")  # fastai brings the others
 FIXED_BATCH = "the model has a fixed batch size: make it use x.shape[0] instead"
 OPSET = 18  # of ONNX, for the older exporter: tried with torch 2.5, 2.6, 2.8 and 2.10
-MAX_MASK_CLASSES = 255  # a mask is a PNG of one byte for each pixel, in which 255 is none
 
 
 class Parser(argparse.ArgumentParser):
@@ -231,7 +230,7 @@ def describe(learn: "Learner", metrics: dict, pictures: list[Path], exif: str) -
     if levels := metrics.get("levels"):
         how["levels"] = levels
     return {
-        "labels": find_labels(learn, task),
+        "labels": class_names(learn),
         "task": task,
         "threshold": threshold,
         "input": {"shape": ["batch", *steps[-1]["size"], CHANNELS[mode]], **how},
@@ -244,25 +243,6 @@ def numbers(metrics: dict) -> dict:
     """What was measured in training: metrics.json's fractions, by the metrics' names."""
     other = ("seconds",)
     return {key: value for key, value in metrics.items() if isinstance(value, float) and key not in other}
-
-
-def find_labels(learn: "Learner", task: str) -> list[str]:
-    """The names of the classes; of a mask by their number. Empty for numbers and points."""
-    if task in ("regression", "points"):
-        return []
-    labels = getattr(learn.dls, "vocab", None)
-    if task == "segmentation":
-        codes = [getattr(tfm, "codes", None) for tfm in learn.dls.valid.after_item]
-        labels = next((code for code in codes if code is not None), None)
-        if labels is None:
-            raise ExportError("the Learner's classes have no names: give them to MaskBlock(codes=[...])")
-    if labels is None or not len(labels):
-        raise ExportError(
-            "the Learner has no names of classes: use a CategoryBlock, or MultiCategoryBlock(vocab=...)"
-        )
-    if task == "segmentation" and len(labels) > MAX_MASK_CLASSES:
-        raise ExportError(f"{len(labels)} classes are too many for a mask: at most {MAX_MASK_CLASSES}")
-    return [str(label) for label in labels]
 
 
 def build_graph(learn: "Learner", spec: dict, pictures: list[Path]) -> "nn.Module":

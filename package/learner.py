@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CLASSIFIERS = ("single", "multi")  # one label for each picture; any number of them
+UNSEEN = 255  # in a mask: the model does not see this pixel; so its classes are 0 to 254
 
 
 class LearnerError(ValueError):
@@ -151,6 +152,28 @@ def find_task(learn: "Learner") -> tuple[str, float | None]:
         f"the loss {name} does not define which label wins: train with one for classes, "
         "such as fastai's CrossEntropyLossFlat or BCEWithLogitsLossFlat"
     )
+
+
+def class_names(learn: "Learner") -> list[str]:
+    """Return the names of the classes; of a mask, by their numbers. Empty for numbers and points.
+
+    Raises LearnerError if there are none, or too many for a mask.
+    """
+    target = find_target(learn)
+    if target in ("number", "points"):
+        return []
+    names = getattr(learn.dls, "vocab", None)
+    if target == "mask":
+        codes = [getattr(step, "codes", None) for step in learn.dls.valid.after_item.fs]
+        names = next((code for code in codes if code is not None), None)
+        if names is None:
+            raise LearnerError("the Learner's classes have no names: give them to MaskBlock(codes=[...])")
+        if len(names) > UNSEEN:
+            raise LearnerError(f"{len(names)} classes are too many for a mask: at most {UNSEEN}")
+    if names is None or not len(names):
+        text = "the Learner has no names of classes: use a CategoryBlock, or MultiCategoryBlock(vocab=...)"
+        raise LearnerError(text)
+    return [str(name) for name in names]
 
 
 @contextmanager

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CLASSIFIERS = ("single", "multi")  # one label for each picture; any number of them
+UNSEEN = 255  # in a mask: the model does not see this pixel; so its classes are 0 to 254
 
 
 class LearnerError(ValueError):
@@ -172,6 +173,28 @@ def find_task(learn: "Learner") -> tuple[str, float | None]:
     )
 
 
+def class_names(learn: "Learner") -> list[str]:
+    """Return the names of the classes; of a mask, by their numbers. Empty for numbers and points.
+
+    Raises LearnerError if there are none, or too many for a mask.
+    """
+    target = find_target(learn)
+    if target in ("number", "points"):
+        return []
+    names = getattr(learn.dls, "vocab", None)
+    if target == "mask":
+        codes = [getattr(step, "codes", None) for step in learn.dls.valid.after_item.fs]
+        names = next((code for code in codes if code is not None), None)
+        if names is None:
+            raise LearnerError("the Learner's classes have no names: give them to MaskBlock(codes=[...])")
+        if len(names) > UNSEEN:
+            raise LearnerError(f"{len(names)} classes are too many for a mask: at most {UNSEEN}")
+    if names is None or not len(names):
+        text = "the Learner has no names of classes: use a CategoryBlock, or MultiCategoryBlock(vocab=...)"
+        raise LearnerError(text)
+    return [str(name) for name in names]
+
+
 @contextmanager
 def quiet(learn: "Learner") -> Iterator[None]:
     """Keep a Learner from printing progress bars and tables."""
@@ -266,7 +289,6 @@ def one_line(error: BaseException) -> str:
 
 
 SAVED_PICTURES = 64  # copied beside the Learner, for the checks of the stages after training
-UNSEEN = 255  # in a mask: the model does not see this pixel
 MAX_NAME = 255  # bytes of a file's name on most file systems
 
 
@@ -726,21 +748,6 @@ def find_scaler(learn: "Learner") -> Any:
     from fastai.vision.core import PointScaler
 
     return next((step for step in learn.dls.valid.after_item.fs if isinstance(step, PointScaler)), None)
-
-
-def class_names(learn: "Learner") -> list[str]:
-    """Return the names of the classes or of a mask's codes; none for numbers and points. LearnerError."""
-    target = find_target(learn)
-    if target in ("number", "points"):
-        return []
-    names = getattr(learn.dls, "vocab", None)
-    if target == "mask":
-        codes = [getattr(step, "codes", None) for step in learn.dls.valid.after_item.fs]
-        names = next((code for code in codes if code is not None), None)
-        if names is None:
-            text = "the Learner's classes have no names: give them to MaskBlock(codes=[...])"
-            raise LearnerError(text)
-    return [str(name) for name in (() if names is None else names)]
 
 
 def stratified_sample(labels: list, count: int, seed: int) -> list[int]:
