@@ -221,7 +221,10 @@ def test_local(c: Context, options: ChainMap, *, docker: bool = False) -> None: 
     run_command(c, local_command(c, options | {"port": port}, query, docker=docker))
 
 
-@script_task("client/cli.py", pictures="a file, folder, quoted glob or address")
+@script_task(
+    "client/cli.py",
+    pictures="a file, folder, quoted glob or address; more of them, or flags such as --json, after --",
+)
 @section_options("predict")
 def predict(c: Context, options: ChainMap, pictures: str) -> None:
     """Send pictures to an endpoint; more of them after --."""
