@@ -843,9 +843,7 @@ def _describe(session: Any, runtime: Any, name: str) -> tuple[str | None, str | 
 def _description(name: str, runtime: Any, kind: str) -> str:
     """The endpoint's name, Region and kind; and the address, if it is not AWS's own."""
     own = re.match(r"https://runtime[\w-]*\.sagemaker", runtime.endpoint_url)
-    if not own:  # a stand-in, which is in no Region
-        return f"endpoint {name} ({kind}) at {runtime.endpoint_url}"
-    return f"endpoint {name} in {runtime.region_name} ({kind})"
+    return f"endpoint {name} in {runtime.region_name} ({kind})" + f" at {runtime.endpoint_url}" * (not own)
 
 
 def _parse_s3_uri(uri: str) -> dict[str, str]:

@@ -560,7 +560,7 @@ def test_the_callers_session_is_used(aws):
         pets = on_sagemaker(aws, server.url, session=session)
         assert pets.predict(b"x") == ANSWER
     assert re.search("Credential=own/[0-9]+/us-east-1/", server.requests[0].headers["Authorization"])
-    assert pets.description == f"endpoint pets (assumed real-time) at {server.url}"
+    assert pets.description == f"endpoint pets in us-east-1 (assumed real-time) at {server.url}"
 
 
 def test_the_description_omits_amazons_own_address(aws):
