@@ -271,7 +271,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def is_trained(folder: Path) -> bool:
-    """Return whether train.py wrote this folder: hours of training, which a forgotten name should not delete."""
+    """Return whether train.py wrote this folder, whose hours a forgotten project name should not delete."""
     try:
         return "arguments" in json.loads((folder / "metrics.json").read_bytes())
     except (OSError, ValueError, TypeError):
