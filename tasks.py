@@ -184,7 +184,8 @@ def package(c: Context, options: ChainMap, *, local: bool = False) -> None:
 def warn_if_stale(c: Context) -> None:
     """Note on stderr that the Learner is newer than the model that is served."""
     learner, model = (ROOT / build_path(c, name) for name in ("train/metrics.json", "model/model.json"))
-    if learner.is_file() and model.is_file() and model.stat().st_mtime < learner.stat().st_mtime:
+    both = learner.is_file() and model.is_file() and not c.config.run.dry
+    if both and model.stat().st_mtime < learner.stat().st_mtime:
         text = "note: the model is older than the Learner in build/: `invoke package` exports it again"
         print(text, file=sys.stderr, flush=True)
 

@@ -105,7 +105,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "(%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print only JSON")
-    parser.add_argument("--no-thumbnails", action="store_true", help="one line per picture, in words only")
+    parser.add_argument("--no-thumbnails", action="store_true", help="one line of text per picture")
     parser.add_argument(
         "--expect", type=Path, metavar="FILE", help="train's validation.json, to compare with"
     )

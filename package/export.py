@@ -88,10 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except DifferentError as error:
-        print(
-            f"error: {error}; nothing was written: {error.advice}",
-            file=sys.stderr,
-        )
+        print(f"error: {error}; nothing was written: {error.advice}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {args.out} was not written: {error}", file=sys.stderr)
@@ -169,8 +166,10 @@ def read_training(train: Path) -> tuple[dict, list[Path]]:
 
 
 def other_projects(train: Path) -> str:
-    """Name the projects beside this one that have a Learner, in case the project's name was forgotten."""
-    found = sorted(file.parent.parent.name for file in train.parent.parent.glob("*/train/metrics.json"))
+    """Name the other projects in build/ that have a Learner, in case the project's name was forgotten."""
+    project, build = train.parent, train.parent.parent
+    folders = [file.parents[1] for file in build.glob("*/train/metrics.json") if build.name == "build"]
+    found = sorted(folder.name for folder in folders if folder != project)
     return f"; build/ has {', '.join(found)}: is it INVOKE_PROJECT={found[0]}?" if found else ""
 
 

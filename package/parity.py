@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from fastai.learner import Learner
 
-TOLERANCE = 1e-3  # largest allowed difference of any probability, and of a value if it is over 1 of its share
+TOLERANCE = 1e-3  # of a probability; of a value absolutely up to 1, and relatively above
 POINT_TOLERANCE = 0.1  # pixels of the model's input
 MASK_TOLERANCE = 1e-4  # share of a mask's pixels that may have another class
 PLACE_TOLERANCE = 0.1  # pixels of the picture, for where the corners of the model's input are

@@ -1,6 +1,7 @@
 """The commands that verbs build: Invoke's --dry prints each of them instead of running it."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -492,6 +493,21 @@ def test_a_mistake_on_the_command_line_is_one_sentence(invoke, words, message):
 def test_a_mistake_in_the_environment_is_one_sentence(invoke, environment, message):
     done = invoke("--dry", "train", **environment)
     assert (done.returncode, done.out, done.err) == (2, "", f"error: {message}\n")
+
+
+@needs("deploy", "client")
+@pytest.mark.parametrize("verb", ["local", "test-local"])
+def test_a_model_that_is_older_than_its_learner_is_noted(invoke, tmp_path, verb):
+    (tmp_path / "mine.yaml").write_text(f"project: {tmp_path}\n")
+    for number, file in enumerate(("model/model.json", "train/metrics.json")):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+        os.utime(tmp_path / file, (number, number))
+    note = "note: the model is older than the Learner in build/: `invoke package` exports it again\n"
+    assert invoke("-f", tmp_path / "mine.yaml", verb).err.startswith(note)
+    assert note not in invoke("-f", tmp_path / "mine.yaml", "--dry", verb).err
+    os.utime(tmp_path / "model/model.json", (2, 2))
+    assert note not in invoke("-f", tmp_path / "mine.yaml", verb).err
 
 
 @needs("deploy")

@@ -182,6 +182,20 @@ def test_a_kernel_that_cannot_be_installed_is_one_sentence(copy, monkeypatch):
     assert first.startswith("error: the kernel could not be installed: NotADirectoryError: ")
 
 
+def test_clean_keeps_learners_and_nothing_else(copy):
+    for file in ("build/mine/train/export.pkl", "build/mine/model/model.json", "build/mine/model.tar.gz"):
+        (copy / file).parent.mkdir(parents=True, exist_ok=True)
+        (copy / file).touch()
+    (copy / "build/empty/model").mkdir(parents=True)
+    for _ in range(2):
+        done = make(copy, "clean")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        left = sorted(path.relative_to(copy).as_posix() for path in (copy / "build").rglob("*"))
+        assert left == ["build/mine", "build/mine/train", "build/mine/train/export.pkl"]
+    shutil.rmtree(copy / "build")
+    assert make(copy, "clean").returncode == 0
+
+
 @pytest.mark.parametrize("failing", ["ruff check", "ruff format", "mypy", "nothing"])
 def test_lint_runs_all_three_checks_and_fails_if_one_does(copy, failing):
     script(copy / ".venv/bin/python", f'echo "$@" >> log\ncase "$*" in *"{failing}"*) exit 1;; esac\n')

@@ -395,6 +395,20 @@ def test_a_missing_file_is_named(bare, tmp_path, capsys, name):
     assert ("run `invoke train` first, or for a Learner" if "/" not in name else "write it again") in message
 
 
+def test_a_missing_learner_names_the_projects_that_have_one(tmp_path, capsys):
+    for path in ("build/mine/train", "build/other/train", "elsewhere/mine/train"):
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "metrics.json").write_text("{}")
+    missing = tmp_path / "build/pets/train"
+    message = rejected(capsys, missing, tmp_path / "model", code=2)
+    assert message.endswith("; build/ has mine, other: is it INVOKE_PROJECT=mine?\n")
+    itself = rejected(capsys, tmp_path / "build/mine/train", tmp_path / "model", code=2)
+    assert itself.endswith("; build/ has other: is it INVOKE_PROJECT=other?\n")
+    assert "; build/ has" not in rejected(
+        capsys, tmp_path / "elsewhere/pets/train", tmp_path / "model", code=2
+    )
+
+
 def test_a_training_without_validation_pictures_is_rejected(bare, tmp_path, capsys):
     (bare / "validation.json").write_text("[]")
     assert "lacks every validation picture" in rejected(capsys, bare, tmp_path / "model", code=2)
